@@ -1,0 +1,54 @@
+MACHINE ?= x86_64-vtd
+VARIANT ?= test
+JOB ?= test
+# everything a bench or a test run needs, installed as the first step
+PACKAGES = scripts/packages tree build boot
+# as lib.sh has it
+CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
+
+.PHONY: help bench test tree export check-series range-diff kernel boot packages lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
+	@echo "KERNEL=/path uses your own kernel tree as the base; MACHINE=, VARIANT= and JOB= choose for kernel and boot."
+
+bench: ## build the plain and the patched kernel, measure both, write results/
+	$(PACKAGES) bench
+	scripts/tree
+	scripts/bench $(MACHINE)
+
+test: ## build and run all checks; ends with "N passed, N failed"
+	$(PACKAGES)
+	scripts/tree
+	scripts/test
+
+tree: ## make linux/: the pinned base with series/ on branch series
+	scripts/packages tree
+	scripts/tree
+
+export: ## write the commits of linux/ to series/
+	scripts/export
+
+check-series: tree ## check that series/ applies and agrees with linux/ byte for byte
+	scripts/roundtrip
+
+range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
+	scripts/range-diff $(REVISION)
+
+kernel: ## build the kernel in linux/ and print where it is
+	$(PACKAGES)
+	scripts/tree
+	scripts/kernel $(MACHINE) $(VARIANT) series
+
+boot: kernel ## boot it and run guest/job-JOB in it
+	scripts/boot $(MACHINE) "$$(scripts/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
+
+packages: ## install everything that any of these needs
+	$(PACKAGES) bench dev
+
+lint: ## run shellcheck on every shell script
+	scripts/packages dev
+	grep -lE '^#!.*sh$$|^# shellcheck shell=' scripts/* checks/* guest/* .ci/* 2>/dev/null | xargs shellcheck -x
+
+clean: ## remove built kernels, build objects, programs and logs from the cache (linux/ and the base stay)
+	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot logs) $(CACHE)/tmp.* .tmp.*
