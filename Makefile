@@ -1,21 +1,29 @@
 MACHINE ?= x86_64-vtd
 VARIANT ?= test
+# what bench measures is never a test kernel
+BENCH = $(or $(filter perf%,$(VARIANT)),perf)
 JOB ?= test
 # everything a bench or a test run needs, installed as the first step
 PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench test tree export check-series range-diff kernel boot packages lint clean
+.PHONY: help bench readme test tree export check-series range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
 	@echo "KERNEL=/path uses your own kernel tree as the base; MACHINE=, VARIANT= and JOB= choose for kernel and boot."
 
-bench: ## build the plain and the patched kernel, measure both, write results/
+bench: ## build the plain and the patched kernel, measure both, print the table, write results/ (VARIANT=perf-o2: with -O2)
 	$(PACKAGES) bench
 	scripts/tree
-	scripts/bench $(MACHINE)
+	scripts/bench $(MACHINE) $(BENCH)
+	scripts/plot $(MACHINE)-$(BENCH)
+	scripts/readme
+	scripts/table $(MACHINE)-$(BENCH)
+
+readme: ## put the tables of results/ into README.md and the cover letter
+	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed"
 	$(PACKAGES)
