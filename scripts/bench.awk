@@ -8,6 +8,7 @@ function ms(ns) { return sprintf("%.3f", ns / 1e6) }
 			value[id "," pair[1]] = pair[2]
 }
 $3 == "#" {
+	get_pa = get_pa || (id ",get_pa_ns_median") in value
 	row = value[id ",mode"] "," value[id ",memory"] "," value[id ",size"] "," value[id ",pages"]
 	for (part in value)
 		if (index(part, id ",") == 1)
@@ -31,7 +32,8 @@ END {
 	      "map_insn_base,map_insn_series,map_insn_ratio,unmap_insn_base,unmap_insn_series,unmap_insn_ratio," \
 	      "map_again_insn_base,map_again_insn_series,lookups_base,lookups_series," \
 	      "map_ms_base_median,map_ms_base_min,map_ms_base_max,map_ms_series_median,map_ms_series_min,map_ms_series_max," \
-	      "unmap_ms_base_median,unmap_ms_base_min,unmap_ms_base_max,unmap_ms_series_median,unmap_ms_series_min,unmap_ms_series_max"
+	      "unmap_ms_base_median,unmap_ms_base_min,unmap_ms_base_max,unmap_ms_series_median,unmap_ms_series_min,unmap_ms_series_max" \
+	      (get_pa ? ",get_pa_insn_base,get_pa_insn_series,get_pa_insn_ratio" : "")
 	for (r = 1; r <= rows; r++) {
 		row = order[r]
 		line = row "," cell[row ",base,exact,runs"] "," cell[row ",series,exact,runs"]
@@ -48,6 +50,11 @@ END {
 				id = row "," kernels[k] ",wall," ops[o] "_ns_"
 				line = line "," ms(cell[id "median"]) "," ms(cell[id "min"]) "," ms(cell[id "max"])
 			}
+		if (get_pa) {
+			b = cell[row ",base,exact,get_pa_ns_median"]
+			s = cell[row ",series,exact,get_pa_ns_median"]
+			line = line "," b "," s "," ratio(b, s)
+		}
 		print line
 	}
 }
