@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench readme test tree export check-series range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling readme test tree export check-series range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -21,6 +21,17 @@ bench: ## build the plain and the patched kernel, measure both, print the table,
 	scripts/plot $(MACHINE)-$(BENCH)
 	scripts/readme
 	scripts/table $(MACHINE)-$(BENCH)
+
+profile: ## say where the instructions of unmap go, before and after, beside a lower bound; write results/
+	$(PACKAGES)
+	scripts/tree
+	scripts/profile $(MACHINE) $(BENCH)
+
+scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write results/
+	$(PACKAGES) bench
+	scripts/tree
+	scripts/scaling $(MACHINE) $(BENCH)
+	scripts/scaling-plot $(MACHINE)-$(BENCH)
 
 readme: ## put the tables of results/ into README.md and the cover letter
 	scripts/readme
