@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling readme test tree export check-series range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress tree export check-series range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,11 @@ test: ## build and run all checks; ends with "N passed, N failed"
 	$(PACKAGES)
 	scripts/tree
 	scripts/test
+
+stress: ## random maps, unmaps and hot attaches under KASAN, with faults (SEED=, ITERATIONS= for a long run)
+	$(PACKAGES)
+	scripts/tree
+	SEED=$(SEED) ITERATIONS=$(ITERATIONS) checks/stress
 
 tree: ## make linux/: the pinned base with series/ on branch series
 	scripts/packages tree
