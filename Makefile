@@ -37,9 +37,14 @@ readme: ## put the tables of results/ into README.md and the cover letter
 	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed"
-	$(PACKAGES)
+	$(PACKAGES) kunit
 	scripts/tree
 	scripts/test
+
+kunit: ## run the KUnit tests (ARCH=um, x86_64, i386, arm, arm64, s390 or powerpc; all but i386 without)
+	$(PACKAGES) kunit
+	scripts/tree
+	ARCHES="$(ARCH)" checks/kunit
 
 stress: ## random maps, unmaps and hot attaches under KASAN, with faults (SEED=, ITERATIONS= for a long run)
 	$(PACKAGES)
@@ -68,7 +73,7 @@ boot: kernel ## boot it and run guest/job-JOB in it
 	scripts/boot $(MACHINE) "$$(scripts/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	$(PACKAGES) bench dev
+	$(PACKAGES) kunit bench dev
 
 lint: ## run shellcheck on every shell script
 	scripts/packages dev
