@@ -63,6 +63,16 @@ checkout_src() {
 		die "cannot check out $tree from $1 into $cache/src (disk full? delete $cache/src and $cache/src.index to start over)"
 }
 
+# run_conditions MACHINE KERNELDIR   (the comments that a recorded run begins with, for who has read machines/MACHINE/machine)
+run_conditions() {
+	echo "# machine: $1 (${QEMU[*]}, TCG)"
+	echo "# date: $(date -u +%F)"
+	echo "# base: $(sed -n 's/^package_version=//p' "$top/series/base") tree $(git -C "$top/linux" rev-parse 'base^{tree}')"
+	echo "# series: $(git -C "$top/linux" rev-list --count base..HEAD) patches, tree $(git -C "$top/linux" rev-parse 'HEAD^{tree}')"
+	echo "# qemu: $("${QEMU[0]}" --version | head -n 1)"
+	echo "# compiler: $("${CROSS_COMPILE}gcc" --version | head -n 1), $(grep -o '^CONFIG_CC_OPTIMIZE[A-Z_]*' "$2/config")"
+}
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IOVA_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/iova-to-phys-length}
 mkdir -p "$cache/logs" || die "cannot make the cache $cache; set IOVA_CACHE to a place with 10 GB free"
