@@ -7,9 +7,7 @@
  * usage: edu-dma [BDF]   (default: $VFIO_SELFTESTS_BDF)
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,15 +21,9 @@
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 
-#define PAGE 4096UL
-#define MIB (1UL << 20)
-#define IOVA 0x40000000UL
-#define EDU_BUFFER 0x40000
-/* edu's buffer is a page, but QEMU 7.2 ends itself when a copy reaches its last byte. */
-#define COPIED (PAGE - 8)
+#include "edu.h"
 
-#define RUN 1
-#define TO_RAM 2
+#define IOVA 0x40000000UL
 
 enum { TYPE1, IOMMUFD };
 enum { SMALL, SCATTERED, PIECES, THP, HUGETLB, NR_KINDS };
@@ -68,28 +60,10 @@ static void result(bool ok, int kind, const char *what)
 	failed |= !ok;
 }
 
-static int xopen(const char *path)
-{
-	int fd = open(path, O_RDWR);
-
-	if (fd < 0)
-		die("open %s", path);
-	return fd;
-}
-
 static void open_type1(void)
 {
-	char path[128], link[256];
-	ssize_t len;
-
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
-	len = readlink(path, link, sizeof(link) - 1);
-	if (len < 0)
-		die("readlink %s", path);
-	link[len] = 0;
-	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
 	container = xopen("/dev/vfio/vfio");
-	group = xopen(path);
+	group = open_group("/sys/bus/pci/devices/%s/iommu_group", bdf);
 	if (ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) || ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
 		die("set up type1");
 	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, bdf);
@@ -102,21 +76,9 @@ static void open_iommufd(void)
 	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
 	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-	struct dirent *entry;
-	char path[300];
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", bdf);
-	dir = opendir(path);
-	if (!dir)
-		die("opendir %s", path);
-	while ((entry = readdir(dir)))
-		if (entry->d_name[0] != '.')
-			snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-	closedir(dir);
 
 	container = xopen("/dev/iommu");
-	device = xopen(path);
+	device = open_cdev(bdf);
 	bind.iommufd = container;
 	if (ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind) || ioctl(container, IOMMU_IOAS_ALLOC, &alloc))
 		die("set up iommufd");
@@ -127,27 +89,11 @@ static void open_iommufd(void)
 
 static void open_device(void)
 {
-	struct vfio_region_info region = { .argsz = sizeof(region), .index = VFIO_PCI_BAR0_REGION_INDEX };
-	struct vfio_region_info config = { .argsz = sizeof(config), .index = VFIO_PCI_CONFIG_REGION_INDEX };
-	uint16_t command;
-
 	if (backend == TYPE1)
 		open_type1();
 	else
 		open_iommufd();
-
-	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) || ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &config))
-		die("region info");
-	bar_size = region.size;
-	bar = mmap(NULL, bar_size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
-	if (bar == MAP_FAILED)
-		die("map BAR 0");
-	/* Command register: memory space and bus master. */
-	if (pread(device, &command, 2, config.offset + 4) != 2)
-		die("read the command register");
-	command |= 0x6;
-	if (pwrite(device, &command, 2, config.offset + 4) != 2)
-		die("write the command register");
+	bar = map_bar(device, &bar_size);
 }
 
 static void close_device(void)
@@ -199,18 +145,7 @@ static void unmap(int kind)
 
 static void dma(uint64_t iova, uint64_t direction)
 {
-	const struct timespec tick = { .tv_nsec = 5000000 };
-	int tries = 2000;
-
-	*(volatile uint64_t *)(bar + 0x80) = direction == TO_RAM ? EDU_BUFFER : iova;
-	*(volatile uint64_t *)(bar + 0x88) = direction == TO_RAM ? iova : EDU_BUFFER;
-	*(volatile uint64_t *)(bar + 0x90) = COPIED;
-	*(volatile uint64_t *)(bar + 0x98) = RUN | direction;
-	while (*(volatile uint64_t *)(bar + 0x98) & RUN) {
-		nanosleep(&tick, NULL);
-		if (!--tries)
-			die("edu's DMA does not end");
-	}
+	edu_copy(bar, iova, 0, EDU_SIZE, direction);
 }
 
 /* Every page of every buffer has contents of its own. */
@@ -300,7 +235,7 @@ static void check(int kind)
 
 		dma(IOVA + page, 0);
 		dma(IOVA + copy, TO_RAM);
-		mapped &= !memcmp(old + page, old + copy, COPIED);
+		mapped &= !memcmp(old + page, old + copy, EDU_SIZE);
 		fill(old, size, 0xaaaa0000);
 	}
 	result(mapped, kind, "mapped");
@@ -313,7 +248,7 @@ static void check(int kind)
 		size_t page = pages[i] * PAGE;
 
 		dma(IOVA + page, TO_RAM);
-		lands &= !memcmp(new + page, old + pages[n - 1] * PAGE, COPIED);
+		lands &= !memcmp(new + page, old + pages[n - 1] * PAGE, EDU_SIZE);
 		fill(new, size, 0xbbbb0000);
 	}
 	old_clean = filled(old, size, 0xaaaa0000);

@@ -7,7 +7,6 @@
  * usage: stress SEED ITERATIONS BDF BDF MDEV MDEV   (same seed, same kernel, -icount: same run)
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -24,13 +23,7 @@
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 
-#define PAGE 4096UL
-#define MIB (1UL << 20)
-#define EDU_BUFFER 0x40000
-/* edu's buffer is a page, but QEMU 7.2 ends itself when a copy reaches its last byte. */
-#define EDU_SIZE (PAGE - 8)
-#define RUN 1
-#define TO_RAM 2
+#include "edu.h"
 
 #define MAX_MAPS 24
 #define NR_SPACES 4
@@ -142,15 +135,6 @@ static uint64_t any(uint64_t below)
 	random_state ^= random_state << 25;
 	random_state ^= random_state >> 27;
 	return (random_state * 2685821657736338717ULL >> 16) % below;
-}
-
-static int xopen(const char *path)
-{
-	int fd = open(path, O_RDWR);
-
-	if (fd < 0)
-		die("open %s", path);
-	return fd;
 }
 
 static void write_file(const char *path, const char *format, ...)
@@ -417,20 +401,6 @@ static void check_counters(void)
 
 /* Containers */
 
-static int open_group(const char *format, const char *name)
-{
-	char path[128], link[256];
-	ssize_t len;
-
-	snprintf(path, sizeof(path), format, name);
-	len = readlink(path, link, sizeof(link) - 1);
-	if (len < 0)
-		die("readlink %s", path);
-	link[len] = 0;
-	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
-	return xopen(path);
-}
-
 static void set_iommu(struct space *space)
 {
 	int version = space == &spaces[V1] ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
@@ -482,22 +452,7 @@ static void close_space(int s)
 
 static void open_bar(struct device *device)
 {
-	struct vfio_region_info region = { .argsz = sizeof(region), .index = VFIO_PCI_BAR0_REGION_INDEX };
-	struct vfio_region_info config = { .argsz = sizeof(config), .index = VFIO_PCI_CONFIG_REGION_INDEX };
-	uint16_t command;
-
-	if (ioctl(device->fd, VFIO_DEVICE_GET_REGION_INFO, &region) || ioctl(device->fd, VFIO_DEVICE_GET_REGION_INFO, &config))
-		die("region info");
-	device->bar_size = region.size;
-	device->bar = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device->fd, region.offset);
-	if (device->bar == MAP_FAILED)
-		die("map BAR 0");
-	/* Command register: memory space and bus master. */
-	if (pread(device->fd, &command, 2, config.offset + 4) != 2)
-		die("read the command register");
-	command |= 0x6;
-	if (pwrite(device->fd, &command, 2, config.offset + 4) != 2)
-		die("write the command register");
+	device->bar = map_bar(device->fd, &device->bar_size);
 	device->loaded = false;
 }
 
@@ -566,19 +521,8 @@ static bool attach_type1(struct device *device, int s)
 static void bind_iommufd(struct device *device)
 {
 	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = iommufd };
-	struct dirent *entry;
-	char path[300];
-	DIR *dir;
 
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", device->bdf);
-	dir = opendir(path);
-	if (!dir)
-		die("opendir %s", path);
-	while ((entry = readdir(dir)))
-		if (entry->d_name[0] != '.')
-			snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-	closedir(dir);
-	device->fd = xopen(path);
+	device->fd = open_cdev(device->bdf);
 	if (ioctl(device->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind))
 		die("bind %s to iommufd", device->bdf);
 	device->id = bind.out_devid;
@@ -731,19 +675,7 @@ static void unmap(struct space *space, uint64_t iova, uint64_t size, bool all)
 
 static void dma(struct device *device, uint64_t iova, unsigned int offset, size_t size, uint64_t direction)
 {
-	const struct timespec tick = { .tv_nsec = 5000000 };
-	volatile uint8_t *bar = device->bar;
-	int tries = 2000;
-
-	*(volatile uint64_t *)(bar + 0x80) = direction == TO_RAM ? EDU_BUFFER + offset : iova;
-	*(volatile uint64_t *)(bar + 0x88) = direction == TO_RAM ? iova : EDU_BUFFER + offset;
-	*(volatile uint64_t *)(bar + 0x90) = size;
-	*(volatile uint64_t *)(bar + 0x98) = RUN | direction;
-	while (*(volatile uint64_t *)(bar + 0x98) & RUN) {
-		nanosleep(&tick, NULL);
-		if (!--tries)
-			die("edu's DMA does not end");
-	}
+	edu_copy(device->bar, iova, offset, size, direction);
 	stats.dmas++;
 }
 
