@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling kunit readme test stress tree export check-series range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -60,6 +60,14 @@ export: ## write the commits of linux/ to series/
 
 check-series: tree ## check that series/ applies and agrees with linux/ byte for byte
 	scripts/roundtrip
+
+parts: ## list the parts of the series, for the trees that would take them
+	scripts/parts
+
+parts-test: ## run guest tests and KUnit at the last commit of each part (PART=: only that one; long, goes on where it stopped)
+	$(PACKAGES)
+	scripts/tree
+	scripts/parts-test $(PART)
 
 range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
 	scripts/range-diff $(REVISION)

@@ -20,6 +20,17 @@ pin() { sed -n "s/^$1=//p" "$series/base"; }
 # patches DIR: its patches in order
 patches() { find "$1" -maxdepth 1 -name '[0-9][0-9][0-9][0-9]-*.patch' | sort; }
 
+# subjects DIR: path and subject of its patches in order, with a tab between
+subjects() {
+	patches "$1" | xargs -rd '\n' awk '
+		FNR == 1 { if (NR > 1) print path "\t" subject; path = FILENAME; subject = ""; where = "header" }
+		/^$/ { where = "body" }
+		where == "subject" && /^[ \t]/ { subject = subject " " substr($0, 2); next }
+		where == "subject" { where = "header" }
+		where == "header" && sub(/^Subject: (\[[^]]*PATCH[^]]*\] )?/, "") { subject = $0; where = "subject" }
+		END { if (NR) print path "\t" subject }'
+}
+
 # same_patches DIR DIR
 same_patches() {
 	[[ $(cd "$1" && patches .) == "$(cd "$2" && patches .)" ]] || return 1
