@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test mbox range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -33,7 +33,7 @@ scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write 
 	scripts/scaling $(MACHINE) $(BENCH)
 	scripts/scaling-plot $(MACHINE)-$(BENCH)
 
-readme: ## put the tables of results/ into README.md and the cover letter
+readme: ## put the tables of results/ into README.md and the cover letter, there also the parts and the diffstat
 	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed"
@@ -55,8 +55,9 @@ tree: ## make linux/: the pinned base with series/ on branch series
 	scripts/packages tree
 	scripts/tree
 
-export: ## write the commits of linux/ to series/
+export: ## write the commits of linux/ to series/, and what the cover letter says about them
 	scripts/export
+	scripts/readme
 
 check-series: tree ## check that series/ applies and agrees with linux/ byte for byte
 	scripts/roundtrip
@@ -68,6 +69,11 @@ parts-test: ## run guest tests and KUnit at the last commit of each part (PART=:
 	$(PACKAGES)
 	scripts/tree
 	scripts/parts-test $(PART)
+
+mbox: ## write the series as an mbox for b4 or git am (PART=: only one part of it, OUT=: where to, SERIES=: signed copies)
+	scripts/packages tree
+	scripts/tree
+	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) scripts/mbox
 
 range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
 	scripts/range-diff $(REVISION)
