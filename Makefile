@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test mbox range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -74,6 +74,16 @@ mbox: ## write the series as an mbox for b4 or git am (PART=: only one part of i
 	scripts/packages tree
 	scripts/tree
 	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) scripts/mbox
+
+send-preview: ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
+	scripts/packages tree
+	scripts/tree
+	PART=$(PART) SERIES=$(SERIES) scripts/send-preview
+
+sign: ## for the person who posts it: copies with your name and Signed-off-by in OUT=signed, after showing what that certifies
+	scripts/packages tree
+	scripts/tree
+	OUT=$(OUT) scripts/sign
 
 range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
 	scripts/range-diff $(REVISION)
