@@ -101,7 +101,7 @@ packages: ## install everything that any of these needs
 
 lint: ## run shellcheck on every shell script
 	scripts/packages dev
-	grep -lE '^#!.*sh$$|^# shellcheck shell=' scripts/* checks/* guest/* .ci/* 2>/dev/null | xargs shellcheck -x
+	scripts/lint
 
 clean: ## remove built kernels, build objects, programs and logs from the cache (linux/ and the base stay)
 	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot logs) $(CACHE)/tmp.* .tmp.*

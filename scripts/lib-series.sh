@@ -22,6 +22,7 @@ patches() { find "$1" -maxdepth 1 -name '[0-9][0-9][0-9][0-9]-*.patch' | sort; }
 
 # subjects DIR: path and subject of its patches in order, with a tab between
 subjects() {
+	# shellcheck disable=SC2016 # awk's
 	patches "$1" | xargs -rd '\n' awk '
 		FNR == 1 { if (NR > 1) print path "\t" subject; path = FILENAME; subject = ""; where = "header" }
 		/^$/ { where = "body" }
