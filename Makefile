@@ -4,7 +4,7 @@ VARIANT ?= test
 BENCH = $(or $(filter perf%,$(VARIANT)),perf)
 JOB ?= test
 # everything a bench or a test run needs, installed as the first step
-PACKAGES = scripts/packages tree build boot
+PACKAGES = scripts/packages tree build boot $(filter arm64 s390x,$(firstword $(subst -, ,$(MACHINE))))
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
@@ -37,7 +37,7 @@ readme: ## put the tables of results/ into README.md and the cover letter, there
 	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed"
-	$(PACKAGES)
+	$(PACKAGES) arm64
 	scripts/tree
 	scripts/test
 
@@ -97,7 +97,7 @@ boot: kernel ## boot it and run guest/job-JOB in it
 	scripts/boot $(MACHINE) "$$(scripts/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	$(PACKAGES) kunit bench dev
+	$(PACKAGES) arm64 s390x kunit bench dev
 
 lint: ## run shellcheck on every shell script
 	scripts/packages dev
