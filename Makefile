@@ -33,7 +33,7 @@ scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write 
 	scripts/scaling $(MACHINE) $(BENCH)
 	scripts/scaling-plot $(MACHINE)-$(BENCH)
 
-readme: ## put the tables of results/ into README.md and the cover letter, there also the parts and the diffstat
+readme: ## put the tables of results/ into README.md, docs/machines.md and the cover letter, there also the parts and the diffstat
 	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed" (MACHINE=: only those that boot that machine)
