@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Random maps, unmaps, copies, hot attaches and detaches in type1 containers (v1 and v2) and two IOAS of one iommufd, with
- * allocations failing in the middle. A model knows what has to be mapped. After each step two edu devices write through the
- * IOMMU and memory must look as the model says; locked_vm and the number of pinned pages must be what follows from it.
+ * allocations failing in the middle. What a driver in the kernel may do with an IOAS, iommufd's own test interface does: it pins
+ * pages, reads and writes. A model knows what has to be mapped. After each step two edu devices write through the IOMMU and
+ * memory must look as the model says; locked_vm and the number of pinned pages must be what follows from it.
  *
  * usage: stress SEED ITERATIONS BDF BDF MDEV MDEV   (same seed, same kernel, -icount: same run)
  */
@@ -22,6 +23,8 @@
 #include <unistd.h>
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
+
+#include <iommufd_test.h>
 
 #include "edu.h"
 
@@ -66,11 +69,22 @@ static struct space {
 	int container, mdev_group;
 	bool has_iommu;
 	uint32_t ioas;
+	/* A user of the IOAS inside the kernel, -1 without */
+	int access;
 	struct mapping maps[MAX_MAPS];
 	unsigned int nr_maps;
 	struct mapping gone[8];
 	unsigned int nr_gone;
 } spaces[NR_SPACES];
+
+/* What accesses have pinned */
+static struct pin {
+	struct space *space;
+	uint64_t iova;
+	size_t size;
+	uint32_t id;
+} pins[8];
+static unsigned int nr_pins;
 
 static struct device {
 	const char *bdf;
@@ -94,7 +108,7 @@ static char history[16][160];
 static unsigned int nr_history;
 
 static struct {
-	unsigned long injected, injected_failed, dmas, attaches, maps, unmaps;
+	unsigned long injected, injected_failed, dmas, attaches, maps, unmaps, accesses;
 } stats;
 
 static void die(const char *format, ...)
@@ -334,10 +348,22 @@ static void add(struct space *space, struct mapping mapping)
 	space->maps[i] = mapping;
 }
 
+/* An access has to let go of all that reaches into what is unmapped. */
+static void forget_pins(const struct space *space, const struct mapping *mapping)
+{
+	unsigned int i = nr_pins;
+
+	while (i--)
+		if (pins[i].space == space && pins[i].iova < mapping->iova + mapping->size &&
+		    mapping->iova < pins[i].iova + pins[i].size)
+			pins[i] = pins[--nr_pins];
+}
+
 static size_t forget(struct space *space, unsigned int i)
 {
 	struct mapping mapping = space->maps[i];
 
+	forget_pins(space, &mapping);
 	space->gone[space->nr_gone++ % 8] = mapping;
 	memmove(&space->maps[i], &space->maps[i + 1], (--space->nr_maps - i) * sizeof(mapping));
 	return mapping.size;
@@ -357,22 +383,37 @@ static unsigned int users(const struct space *space)
 	return n;
 }
 
-/* Type1 pins each mapping. Mappings of one object pin a page once, whatever IOAS they are in. */
-static void expected(long *pins, long *locked)
+/* How many pages of a piece of a mapping are not among those SEEN */
+static long unseen(uint8_t *seen, const struct mapping *map, uint64_t iova, size_t size)
+{
+	size_t page = (map->va + iova - map->iova) / PAGE, end = page + size / PAGE;
+	long n = 0;
+
+	for (; page < end; page++) {
+		n += !seen[page];
+		seen[page] = 1;
+	}
+	return n;
+}
+
+/*
+ * Type1 pins each mapping. Of iommufd's, those of one object pin a page once, whatever IOAS they are in, and as long as it is in
+ * a page table or an access has pinned it.
+ */
+static void expected(long *pages, long *locked)
 {
 	static uint8_t seen[MAX_MAPS * 2][16 * MIB / PAGE];
 	unsigned int objects[MAX_MAPS * 2], nr_objects = 0, s, i, o;
 	struct mapping *map;
-	size_t page;
 
-	*pins = *locked = 0;
+	*pages = *locked = 0;
 	for (s = 0; s < NR_SPACES; s++) {
-		if (!users(&spaces[s]))
-			continue;
 		for (map = spaces[s].maps; map < spaces[s].maps + spaces[s].nr_maps; map++) {
 			if (is_type1(&spaces[s])) {
-				*pins += map->size / PAGE;
-				*locked += map->size / PAGE;
+				if (users(&spaces[s])) {
+					*pages += map->size / PAGE;
+					*locked += map->size / PAGE;
+				}
 				continue;
 			}
 			for (o = 0; o < nr_objects && objects[o] != map->object; o++)
@@ -381,9 +422,17 @@ static void expected(long *pins, long *locked)
 				objects[nr_objects++] = map->object;
 				memset(seen[o], 0, sizeof(seen[o]));
 			}
-			for (i = 0, page = map->va / PAGE; i < map->size / PAGE; i++, page++) {
-				*pins += !seen[o][page];
-				seen[o][page] = 1;
+			if (users(&spaces[s]))
+				*pages += unseen(seen[o], map, map->iova, map->size);
+			for (i = 0; i < nr_pins; i++) {
+				uint64_t start = pins[i].iova, end = start + pins[i].size;
+
+				if (start < map->iova)
+					start = map->iova;
+				if (end > map->iova + map->size)
+					end = map->iova + map->size;
+				if (pins[i].space == &spaces[s] && start < end)
+					*pages += unseen(seen[o], map, start, end - start);
 			}
 		}
 	}
@@ -391,11 +440,11 @@ static void expected(long *pins, long *locked)
 
 static void check_counters(void)
 {
-	long pins, locked, pins_now = pinned(), locked_now = locked_kb() * 1024 / PAGE;
+	long pages, locked, pages_now = pinned(), locked_now = locked_kb() * 1024 / PAGE;
 
-	expected(&pins, &locked);
-	if (pins != pins_now)
-		die("%ld pages are pinned, the model says %ld", pins_now, pins);
+	expected(&pages, &locked);
+	if (pages != pages_now)
+		die("%ld pages are pinned, the model says %ld", pages_now, pages);
 	if (locked != locked_now)
 		die("locked_vm is %ld pages, the model says %ld", locked_now, locked);
 }
@@ -416,11 +465,20 @@ static void open_space(int s, bool with_mdev)
 {
 	struct space *space = &spaces[s];
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	struct iommu_test_cmd access = {
+		.size = sizeof(access), .op = IOMMU_TEST_OP_CREATE_ACCESS,
+		.create_access = { .flags = MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES },
+	};
 
 	if (!is_type1(space)) {
 		if (ioctl(iommufd, IOMMU_IOAS_ALLOC, &alloc))
 			die("allocate an IOAS");
-		*space = (struct space){ .container = iommufd, .mdev_group = -1, .has_iommu = true, .ioas = alloc.out_ioas_id };
+		access.id = alloc.out_ioas_id;
+		*space = (struct space){
+			.container = iommufd, .mdev_group = -1, .has_iommu = true, .ioas = alloc.out_ioas_id,
+			/* Without CONFIG_IOMMUFD_TEST there are none. */
+			.access = ioctl(iommufd, IOMMU_TEST_CMD, &access) ? -1 : (int)access.create_access.out_access_fd,
+		};
 		return;
 	}
 	*space = (struct space){ .container = xopen("/dev/vfio/vfio"), .mdev_group = -1 };
@@ -442,8 +500,13 @@ static void close_space(int s)
 		if (spaces[s].mdev_group >= 0)
 			close(spaces[s].mdev_group);
 		close(spaces[s].container);
-	} else if (ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap) || ioctl(iommufd, IOMMU_DESTROY, &destroy)) {
-		die("destroy an IOAS");
+	} else {
+		if (ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap))
+			die("unmap an IOAS");
+		if (spaces[s].access >= 0)
+			close(spaces[s].access);
+		if (ioctl(iommufd, IOMMU_DESTROY, &destroy))
+			die("destroy an IOAS");
 	}
 	while (spaces[s].nr_maps)
 		forget(&spaces[s], 0);
@@ -615,6 +678,84 @@ static void copy(struct space *from, unsigned int i, struct space *to, uint64_t 
 	mapping.va += offset;
 	mapping.size = size;
 	add(to, mapping);
+}
+
+/* Pins pages as a driver in the kernel does. They have to be those of the process. */
+static bool pin(struct space *space, uint64_t iova, size_t size, bool write)
+{
+	struct mapping *mapping = find(space, iova);
+	struct iommu_test_cmd access = {
+		.size = sizeof(access), .op = IOMMU_TEST_OP_ACCESS_PAGES, .id = space->access,
+		.access_pages = { .flags = write ? MOCK_FLAGS_ACCESS_WRITE : 0, .iova = iova, .length = size },
+	};
+	bool mapped = true, writable = true, one_piece = true;
+	struct mapping *part;
+	uint64_t next;
+
+	for (next = iova; next < iova + size; next = part->iova + part->size) {
+		part = find(space, next);
+		if (!part) {
+			mapped = false;
+			break;
+		}
+		writable &= part->writable;
+		one_piece &= part->va - mapping->va == part->iova - mapping->iova;
+	}
+	if (mapped && one_piece)
+		access.access_pages.uptr = (uintptr_t)pool + mapping->va + (iova - mapping->iova);
+	stats.accesses++;
+	if (faulty_ioctl(iommufd, IOMMU_TEST_CMD, &access)) {
+		if (!fault_hit && !(errno == ENOENT && !mapped) && !(errno == EPERM && write && !writable))
+			die("pin %#lx bytes at IOVA %#lx of %s", size, iova, space_names[space - spaces]);
+		return false;
+	}
+	if (!mapped || (write && !writable))
+		die("what is not mapped so could be pinned");
+	pins[nr_pins++] = (struct pin){ .space = space, .iova = iova, .size = size, .id = access.access_pages.out_access_pages_id };
+	return true;
+}
+
+static void unpin(unsigned int i)
+{
+	struct iommu_test_cmd access = {
+		.size = sizeof(access), .op = IOMMU_TEST_OP_DESTROY_ACCESS_PAGES, .id = pins[i].space->access,
+		.destroy_access_pages = { .access_pages_id = pins[i].id },
+	};
+
+	if (faulty_ioctl(iommufd, IOMMU_TEST_CMD, &access))
+		die("unpin %#lx bytes at IOVA %#lx of %s", pins[i].size, pins[i].iova, space_names[pins[i].space - spaces]);
+	pins[i] = pins[--nr_pins];
+}
+
+/* Reads or writes as a driver in the kernel does, the long way: by page tables if memory is in one. */
+static void check_access(struct space *space, const struct mapping *mapping, size_t offset, size_t size, bool write)
+{
+	static uint8_t buffer[256 * PAGE];
+	struct iommu_test_cmd access = {
+		.size = sizeof(access), .op = IOMMU_TEST_OP_ACCESS_RW, .id = space->access,
+		.access_rw = { .iova = mapping->iova + offset, .length = size, .uptr = (uintptr_t)buffer,
+			       .flags = MOCK_ACCESS_RW_SLOW_PATH | (write ? MOCK_ACCESS_RW_WRITE : 0) },
+	};
+	uint8_t *va = pool + mapping->va + offset;
+	size_t i;
+	int ret;
+
+	if (size > sizeof(buffer))
+		size = access.access_rw.length = sizeof(buffer);
+	for (i = 0; i < size; i++)
+		buffer[i] = write ? ~va[i] : 0;
+	stats.accesses++;
+	ret = faulty_ioctl(iommufd, IOMMU_TEST_CMD, &access);
+	if (ret && !fault_hit && !(errno == EPERM && write && !mapping->writable))
+		die("access %#lx bytes at IOVA %#llx of %s", size, access.access_rw.iova, space_names[space - spaces]);
+	if (!ret && memcmp(va, buffer, size))
+		die("an access to %#lx bytes at IOVA %#llx of %s did not go to memory", size, access.access_rw.iova,
+		    space_names[space - spaces]);
+	if (write)
+		memcpy(va, pristine + (va - pool), size);
+	if (memcmp(pool, pristine, pool_size))
+		die("an access to %#lx bytes at IOVA %#llx of %s changed other memory", size, access.access_rw.iova,
+		    space_names[space - spaces]);
 }
 
 /* What an unmap does has to be known before: it cannot fail, whatever allocations do. */
@@ -895,6 +1036,44 @@ static void step_copy(void)
 	copy(from, i, to, target.iova, offset, size);
 }
 
+static void step_access(struct space *space)
+{
+	struct mapping *mapping;
+	size_t offset, size;
+	bool write = any(2);
+
+	if (nr_pins && any(3) == 0) {
+		random_fault();
+		log_step("unpin, %s", fault_name());
+		unpin(any(nr_pins));
+		return;
+	}
+	if (space->access < 0 || !space->nr_maps)
+		return;
+	mapping = &space->maps[any(space->nr_maps)];
+	offset = any(2) ? any_page(mapping) * PAGE : 0;
+	size = mapping->size - offset;
+	random_fault();
+	if (any(2)) {
+		offset += any(PAGE);
+		size = 1 + any(size - offset % PAGE);
+		log_step("%s %s iova %#lx size %#lx, %s", write ? "write" : "read", space_names[space - spaces],
+			 mapping->iova + offset, size, fault_name());
+		check_access(space, mapping, offset, size, write);
+		return;
+	}
+	if (nr_pins == sizeof(pins) / sizeof(*pins))
+		return;
+	if (any(2))
+		size = (1 + any(size / PAGE)) * PAGE;
+	else if (any(4) == 0)
+		/* and what follows */
+		size += (1 + any(200)) * PAGE;
+	log_step("pin %s iova %#lx size %#lx %s, %s", space_names[space - spaces], mapping->iova + offset, size,
+		 write ? "rw" : "ro", fault_name());
+	pin(space, mapping->iova + offset, size, write);
+}
+
 static void step_unmap(struct space *space)
 {
 	uint64_t iova, size, seen = 0;
@@ -996,7 +1175,7 @@ static void random_steps(unsigned long iterations)
 	for (i = 0; i < iterations; i++) {
 		struct space *space = &spaces[any(NR_SPACES)];
 
-		switch (any(20)) {
+		switch (any(24)) {
 		case 0 ... 8:
 			step_map(space);
 			break;
@@ -1006,6 +1185,9 @@ static void random_steps(unsigned long iterations)
 		case 14:
 			step_copy();
 			break;
+		case 15 ... 18:
+			step_access(&spaces[IOAS0 + any(2)]);
+			break;
 		default:
 			step_move(&devices[any(NR_DEVICES)]);
 		}
@@ -1013,8 +1195,9 @@ static void random_steps(unsigned long iterations)
 		for (d = 0; d < NR_DEVICES; d++)
 			check_dma(&devices[d]);
 		if ((i + 1) % 100 == 0)
-			printf("# %lu iterations: %lu maps, %lu unmaps, %lu attaches, %lu DMAs, %lu faults, %lu ioctls failed for them\n",
-			       i + 1, stats.maps, stats.unmaps, stats.attaches, stats.dmas, stats.injected, stats.injected_failed);
+			printf("# %lu iterations: %lu maps, %lu unmaps, %lu attaches, %lu accesses, %lu DMAs, %lu faults, %lu ioctls failed for them\n",
+			       i + 1, stats.maps, stats.unmaps, stats.attaches, stats.accesses, stats.dmas, stats.injected,
+			       stats.injected_failed);
 	}
 }
 
@@ -1261,6 +1444,169 @@ static void test_two_domains(void)
 	result(found && failures, "two_domains");
 }
 
+/* Memory of each kind in three mappings, one right behind the other, and what the middle one ends and begins with stays. */
+static void check_neighbours(struct device *device)
+{
+	struct space *space = &spaces[device->space];
+	struct mapping mapping = { .writable = true };
+	int kind, i;
+
+	for (kind = 0; kind < NR_KINDS; kind++) {
+		mapping.iova = 0x40000000 + kind_start[kind];
+		mapping.va = kind_start[kind];
+		for (i = 0; i < 3; i++) {
+			/* also in the middle of a leaf */
+			mapping.size = i == 2 ? kind_start[kind + 1] - mapping.va : kind_sizes[kind] / 4 + 3 * PAGE;
+			if (!map(space, mapping))
+				die("map");
+			mapping.iova += mapping.size;
+			mapping.va += mapping.size;
+		}
+	}
+	for (kind = 0; kind < NR_KINDS; kind++) {
+		struct mapping middle = *find(space, 0x40000000 + kind_start[kind] + kind_sizes[kind] / 2);
+
+		unmap(space, middle.iova, middle.size, false);
+		check_counters();
+		check_edges();
+		check_write(device, middle.iova, EDU_SIZE);
+		check_write(device, middle.iova + middle.size - PAGE, EDU_SIZE);
+	}
+	unmap(space, 0, 0, true);
+	check_counters();
+}
+
+static void test_neighbours(void)
+{
+	struct device *device = &devices[0];
+
+	if (!attach_type1(device, V2))
+		die("attach");
+	check_neighbours(device);
+	close_device(device);
+	bind_iommufd(device);
+	if (!attach_iommufd(device, IOAS0, false))
+		die("attach");
+	check_neighbours(device);
+	close_device(device);
+	result(true, "neighbours");
+}
+
+/* Pages that are in a page table and pinned by an access too: reading, pinning and unmapping have to look at both. */
+static void test_access(void)
+{
+	struct space *space = &spaces[IOAS0];
+	struct mapping mapping = { .writable = true };
+	int kind;
+
+	if (space->access < 0) {
+		printf("ok %u access # SKIP no CONFIG_IOMMUFD_TEST\n", ++test_nr);
+		return;
+	}
+	bind_iommufd(&devices[0]);
+	if (!attach_iommufd(&devices[0], IOAS0, false))
+		die("attach");
+	for (kind = 0; kind < NR_KINDS; kind++) {
+		mapping.iova = 0x40000000 + kind_start[kind];
+		mapping.va = kind_start[kind];
+		mapping.size = kind_sizes[kind] / 2 - PAGE;
+		if (!map(space, mapping))
+			die("map");
+		check_access(space, &mapping, 5, mapping.size - 10, false);
+		check_access(space, &mapping, 100 * PAGE + 5, 77 * PAGE, true);
+		/* More pieces than are looked up at once, and not up to the end */
+		if (!pin(space, mapping.iova + PAGE, 203 * PAGE, true) || !pin(space, mapping.iova + 99 * PAGE, 77 * PAGE, true))
+			die("pin");
+		check_counters();
+		unpin(nr_pins - 2);
+		check_counters();
+	}
+	/* Without page table, back into one, and out of it while something else keeps some pages pinned */
+	close_device(&devices[0]);
+	check_counters();
+	for (kind = 0; kind < NR_KINDS; kind++)
+		copy(space, kind, &spaces[IOAS1], 0x40000000 + kind_start[kind], PAGE, 200 * PAGE);
+	bind_iommufd(&devices[0]);
+	if (!attach_iommufd(&devices[0], IOAS1, false))
+		die("attach");
+	check_counters();
+	check_edges();
+	for (kind = 0; kind < NR_KINDS; kind++) {
+		if (!pin(space, space->maps[kind].iova, 240 * PAGE, true))
+			die("pin");
+		check_counters();
+		unmap(&spaces[IOAS1], 0x40000000 + kind_start[kind], 200 * PAGE, false);
+		check_counters();
+		unpin(nr_pins - 1);
+		check_counters();
+	}
+	unmap(space, 0, 0, true);
+	check_counters();
+	close_device(&devices[0]);
+	result(true, "access");
+}
+
+/*
+ * The mock device of iommufd translates half pages, so that an area can begin in the middle of a page. An access to the whole page
+ * finds it there, when it is a copy.
+ */
+static void test_half_page(void)
+{
+	struct space *space = &spaces[IOAS0];
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	struct iommu_destroy destroy = { .size = sizeof(destroy) };
+	struct iommu_test_cmd mock = { .size = sizeof(mock), .op = IOMMU_TEST_OP_MOCK_DOMAIN };
+	struct mapping mapping = { .writable = true, .iova = 0x40000000 };
+	struct iommu_ioas_copy half = {
+		.size = sizeof(half), .src_ioas_id = space->ioas, .src_iova = mapping.iova + MOCK_PAGE_SIZE,
+		.dst_iova = MOCK_APERTURE_START + MOCK_PAGE_SIZE,
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
+	};
+	struct iommu_ioas_unmap unmap_half = { .size = sizeof(unmap_half), .iova = half.dst_iova };
+	int kind;
+
+	if (space->access < 0) {
+		printf("ok %u half_page # SKIP no CONFIG_IOMMUFD_TEST\n", ++test_nr);
+		return;
+	}
+	if (ioctl(iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		die("allocate an IOAS");
+	mock.id = half.dst_ioas_id = unmap_half.ioas_id = alloc.out_ioas_id;
+	if (ioctl(iommufd, IOMMU_TEST_CMD, &mock))
+		die("make a mock device");
+	for (kind = 0; kind < NR_KINDS; kind++) {
+		mapping.va = kind_start[kind];
+		mapping.size = 301 * PAGE;
+		if (!map(space, mapping))
+			die("map");
+		half.length = unmap_half.length = mapping.size - PAGE;
+		if (ioctl(iommufd, IOMMU_IOAS_COPY, &half))
+			die("copy");
+		if (pinned() != 301)
+			die("%ld pages are pinned, not 301", pinned());
+		check_access(space, &mapping, 5, mapping.size - 10, false);
+		check_access(space, &mapping, PAGE + 5, 77 * PAGE, true);
+		if (!pin(space, mapping.iova, 300 * PAGE, true) || !pin(space, mapping.iova + PAGE, 300 * PAGE, true))
+			die("pin");
+		if (pinned() != 301)
+			die("%ld pages are pinned, not 301", pinned());
+		unpin(nr_pins - 1);
+		if (ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap_half))
+			die("unmap");
+		check_counters();
+		unpin(nr_pins - 1);
+		check_counters();
+		unmap(space, 0, 0, true);
+	}
+	destroy.id = mock.mock_domain.out_stdev_id;
+	if (ioctl(iommufd, IOMMU_DESTROY, &destroy))
+		die("destroy the mock device");
+	destroy.id = alloc.out_ioas_id;
+	if (ioctl(iommufd, IOMMU_DESTROY, &destroy))
+		die("destroy an IOAS");
+	result(true, "half_page");
+}
+
 static void make_pool(void)
 {
 	size_t i, kind, pages;
@@ -1301,7 +1647,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	random_state = strtoull(argv[1], NULL, 0) ?: 1;
-	printf("TAP version 13\n1..7\n# seed %s, %s iterations\n", argv[1], argv[2]);
+	printf("TAP version 13\n1..10\n# seed %s, %s iterations\n", argv[1], argv[2]);
 	for (i = 0; i < 2; i++) {
 		devices[i] = (struct device){ .bdf = argv[3 + i], .space = NOWHERE, .fd = -1 };
 		mdevs[i] = argv[5 + i];
@@ -1319,6 +1665,9 @@ int main(int argc, char **argv)
 	test_replay();
 	test_replay_unwind();
 	test_order();
+	test_neighbours();
+	test_access();
+	test_half_page();
 	test_two_domains();
 	random_steps(strtoul(argv[2], NULL, 0));
 	result(true, "random");
