@@ -5,7 +5,6 @@
  * One window is gup_test, which pins the memory and unpins it, without an IOMMU. The other takes the memory, mapped in two domains,
  * out of the second, which iommufd does with one iommu_unmap() of the whole span while the first keeps the pages pinned.
  */
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,24 +62,6 @@ static int open_or_die(const char *path)
 	return fd;
 }
 
-static int open_device(void)
-{
-	char path[512];
-	struct dirent *entry;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", getenv("VFIO_SELFTESTS_BDF"));
-	dir = opendir(path);
-	while (dir && (entry = readdir(dir))) {
-		if (strncmp(entry->d_name, "vfio", 4))
-			continue;
-		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-		return open_or_die(path);
-	}
-	fprintf(stderr, "no device in %s\n", path);
-	exit(1);
-}
-
 int main(int argc, char **argv)
 {
 	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
@@ -127,7 +108,7 @@ int main(int argc, char **argv)
 	}
 
 	fd = open_or_die("/dev/iommu");
-	device = open_device();
+	device = open_or_die(vfio_pci_get_cdev_path(getenv("VFIO_SELFTESTS_BDF")));
 	bind.iommufd = fd;
 	do_ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind, "bind");
 	do_ioctl(fd, IOMMU_IOAS_ALLOC, &ioas, "IOAS_ALLOC");
