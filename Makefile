@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot $(filter arm64 s390x,$(firstword $(s
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling kunit readme test stress tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress faults tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -49,7 +49,12 @@ kunit: ## run the KUnit tests on every architecture with drivers of its own (ARC
 stress: ## random maps, unmaps and hot attaches under KASAN, with faults (SEED=, ITERATIONS= for a long run)
 	$(PACKAGES)
 	scripts/tree
-	VARIANT=test-kasan SEED=$(SEED) ITERATIONS=$(ITERATIONS) checks/stress
+	VARIANT=test-kasan SEED=$(SEED) ITERATIONS=$(or $(ITERATIONS),3000) checks/stress
+
+faults: ## see which planted fault is found by what (builds a kernel with KASAN and the faults in it)
+	$(PACKAGES)
+	scripts/tree
+	scripts/faults
 
 tree: ## make linux/: the pinned base with series/ on branch series
 	scripts/packages tree
