@@ -63,6 +63,15 @@ checkout_src() {
 		die "cannot check out $tree from $1 into $cache/src (disk full? delete $cache/src and $cache/src.index to start over)"
 }
 
+# qemu_lacks   (why the installed QEMU cannot be the machine whose file was read, nothing if it can)
+qemu_lacks() {
+	local device property
+	if [ -z "${QEMU_NEEDS:-}" ] || ! command -v "${QEMU[0]}" >/dev/null; then return; fi
+	device=${QEMU_NEEDS% *} property=${QEMU_NEEDS#* }
+	grep -q "^  $property=" < <("${QEMU[0]}" -device "$device,help" 2>&1) ||
+		echo "$("${QEMU[0]}" --version | sed -n '1s/ (.*//p') has no $device with $property"
+}
+
 # run_conditions MACHINE KERNELDIR   (the comments that a recorded run begins with, for who has read machines/MACHINE/machine)
 run_conditions() {
 	echo "# machine: $1 (${QEMU[*]}, TCG)"
