@@ -6,7 +6,8 @@
  *
  * CLASSES has lines "CLASS FUNCTION". What such a function executes counts for its class, with all that it calls, as far as no
  * function of another class is called. A function is left with the return that matches its call: calls and returns in the kernel
- * are counted. Interrupts and exceptions, from the entry (asm_*) to the iretq, are a class of their own, "interrupt".
+ * are counted. Interrupts and exceptions, from the entry (x86: asm_*; arm64: the handlers of the vectors) to the iretq or eret,
+ * are a class of their own, "interrupt".
  */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -16,7 +17,9 @@
 
 /* From QEMU's qemu-plugin.h, which Debian does not ship; API version 1 */
 typedef uint64_t qemu_plugin_id_t;
-typedef struct qemu_info_t qemu_info_t;
+typedef struct {
+	const char *target_name; /* the first of several members */
+} qemu_info_t;
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 enum qemu_plugin_cb_flags { QEMU_PLUGIN_CB_NO_REGS };
@@ -33,7 +36,6 @@ size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
-#define KERNEL 0xffffffff80000000
 #define MAX_SYMBOLS 200000
 #define MAX_CLASSES 16
 #define MAX_DEPTH 256
@@ -51,6 +53,8 @@ static char *classes[MAX_CLASSES] = { "other", "interrupt" };
 static int nr_classes = 2;
 static uint64_t class_count[MAX_CLASSES];
 static uint64_t start_addr, stop_addr;
+static bool arm64;
+static uint64_t kernel = 0xffffffff80000000;	/* where it begins */
 static FILE *out;
 
 static uint64_t executed, mark, depth;
@@ -144,7 +148,7 @@ static struct symbol *find(uint64_t addr)
 {
 	size_t low = 0, high = nr_symbols;
 
-	if (addr < KERNEL)
+	if (addr < kernel)
 		return symbols;
 	while (high - low > 1) {
 		size_t mid = (low + high) / 2;
@@ -157,8 +161,16 @@ static struct symbol *find(uint64_t addr)
 	return &symbols[low];
 }
 
+static uint32_t arm64_insn(const uint8_t *code)
+{
+	return code[0] | code[1] << 8 | code[2] << 16 | (uint32_t)code[3] << 24;
+}
+
 static bool is_call(const uint8_t *code, size_t size)
 {
+	/* bl, blr */
+	if (arm64)
+		return arm64_insn(code) >> 26 == 0x25 || (arm64_insn(code) & ~0x3e0) == 0xd63f0000;
 	/* Prefixes: REX and segments */
 	while (size > 1 && ((*code & 0xf0) == 0x40 || *code == 0x2e || *code == 0x65)) {
 		code++;
@@ -169,7 +181,24 @@ static bool is_call(const uint8_t *code, size_t size)
 
 static bool is_return(const uint8_t *code, size_t size)
 {
+	if (arm64)
+		return (arm64_insn(code) & ~0x3e0) == 0xd65f0000;
 	return *code == 0xc3 || *code == 0xc2 || (size == 2 && *code == 0xf3 && code[1] == 0xc3);
+}
+
+static bool is_exception_return(const uint8_t *code, size_t size)
+{
+	if (arm64)
+		return arm64_insn(code) == 0xd69f03e0;
+	return size == 2 && code[0] == 0x48 && code[1] == 0xcf;
+}
+
+/* But for system calls, which are what is measured */
+static bool is_exception_entry(const char *symbol)
+{
+	if (arm64)
+		return !strncmp(symbol, "el1h_64_", 8) ? strstr(symbol, "_handler") == NULL : !strcmp(symbol, "el0t_64_irq");
+	return !strncmp(symbol, "asm_", 4);
 }
 
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
@@ -185,13 +214,13 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_start, QEMU_PLUGIN_CB_NO_REGS, NULL);
 		if (addr == stop_addr)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_stop, QEMU_PLUGIN_CB_NO_REGS, NULL);
-		if (addr >= KERNEL) {
+		if (addr >= kernel) {
 			if (addr == symbol->addr && symbol->class)
 				qemu_plugin_register_vcpu_insn_exec_cb(insn, on_enter, QEMU_PLUGIN_CB_NO_REGS,
 								       (void *)(intptr_t)symbol->class);
 			if (is_return(code, size))
 				qemu_plugin_register_vcpu_insn_exec_cb(insn, on_return, QEMU_PLUGIN_CB_NO_REGS, NULL);
-			else if (size == 2 && code[0] == 0x48 && code[1] == 0xcf)
+			else if (is_exception_return(code, size))
 				qemu_plugin_register_vcpu_insn_exec_cb(insn, on_iret, QEMU_PLUGIN_CB_NO_REGS, NULL);
 			else if (is_call(code, size))
 				qemu_plugin_register_vcpu_insn_exec_inline(insn, QEMU_PLUGIN_INLINE_ADD_U64, &depth, 1);
@@ -221,14 +250,14 @@ static void read_map(const char *name)
 	symbols[0].name = "user";
 	while (fgets(line, sizeof(line), map)) {
 		if (sscanf(line, "%" SCNx64 " %c %511s", &addr, &type, symbol) != 3 || !strchr("tTwW", type) ||
-		    addr < KERNEL || nr_symbols == MAX_SYMBOLS)
+		    addr < kernel || nr_symbols == MAX_SYMBOLS)
 			continue;
 		/* The first of several names for an address */
 		if (symbols[nr_symbols - 1].addr == addr)
 			continue;
 		symbols[nr_symbols].addr = addr;
 		symbols[nr_symbols].name = strdup(symbol);
-		symbols[nr_symbols].class = !strncmp(symbol, "asm_", 4);
+		symbols[nr_symbols].class = is_exception_entry(symbol);
 		nr_symbols++;
 	}
 	fclose(map);
@@ -287,6 +316,9 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 	}
 	if (!map || !class_file || !start_addr || !stop_addr || !out)
 		return -1;
+	arm64 = !strcmp(info->target_name, "aarch64");
+	if (arm64)
+		kernel = 0xffff800000000000;
 	read_map(map);
 	read_classes(class_file);
 	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
