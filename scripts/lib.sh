@@ -51,16 +51,16 @@ lock() {
 	flock -n "$lock_fd" || { say "waiting for another run ($cache/locks/$1)"; flock "$lock_fd"; }
 }
 
-# checkout_src REPOSITORY TREE   (into the one build checkout $cache/src, for who holds `lock build`)
+# checkout_src REPOSITORY TREE [DIR]   (into the one build checkout $cache/src, for who holds `lock build`, or into one of the caller's own)
 checkout_src() {
-	local tree
+	local tree dir=${3:-$cache/src}
 	tree=$(git -C "$1" rev-parse --verify -q "$2^{tree}") || die "no commit $2 in $1"
-	say "check out ${tree:0:12} in $cache/src"
-	mkdir -p "$cache/src"
-	rm -f "$cache/src.index.lock" # of a run that was killed
+	say "check out ${tree:0:12} in $dir"
+	mkdir -p "$dir"
+	rm -f "$dir.index.lock" # of a run that was killed
 	# A private index: only files that differ are touched, and nothing is fetched or copied.
-	GIT_INDEX_FILE=$cache/src.index git -C "$1" --work-tree="$cache/src" read-tree --reset -u "$tree" ||
-		die "cannot check out $tree from $1 into $cache/src (disk full? delete $cache/src and $cache/src.index to start over)"
+	GIT_INDEX_FILE=$dir.index git -C "$1" --work-tree="$dir" read-tree --reset -u "$tree" ||
+		die "cannot check out $tree from $1 into $dir (disk full? delete $dir and $dir.index to start over)"
 }
 
 # qemu_lacks   (why the installed QEMU cannot be the machine whose file was read, nothing if it can)
