@@ -8,7 +8,7 @@ PACKAGES = scripts/packages tree build boot $(filter arm64 s390x,$(firstword $(s
 # as lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 
-.PHONY: help bench profile scaling kunit readme test stress faults tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
+.PHONY: help bench profile scaling kunit readme test stress faults check check-arch clang check-self bisect-boot tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -37,7 +37,7 @@ readme: ## put the tables of results/ into README.md, docs/machines.md and the c
 	scripts/readme
 
 test: ## build and run all checks; ends with "N passed, N failed" (MACHINE=: only those that boot that machine)
-	$(PACKAGES) $(if $(filter file,$(origin MACHINE)),arm64)
+	$(PACKAGES) text $(if $(filter file,$(origin MACHINE)),arm64)
 	scripts/tree
 	scripts/test
 
@@ -55,6 +55,31 @@ faults: ## see which planted fault is found by what (builds a kernel with KASAN 
 	$(PACKAGES)
 	scripts/tree
 	scripts/faults
+
+check: ## every patch as a maintainer would: applies, W=1, sparse, checkpatch, kernel-doc, coccicheck, its message (CHECKS="text docs cocci build")
+	scripts/packages tree build text check
+	scripts/tree
+	scripts/check
+
+check-arch: ## compile base and series for eight architectures with W=1 and sparse, say what is new (ARCHES="x86_64 i386 ...")
+	scripts/packages tree build text check
+	scripts/tree
+	scripts/check-arch $(ARCHES)
+
+clang: ## the same with clang, for x86_64 and arm64
+	scripts/packages tree build text check clang
+	scripts/tree
+	LLVM=-19 scripts/check-arch x86_64 arm64
+
+check-self: ## plant faults in patches, see that make check finds them
+	scripts/packages tree build text check
+	scripts/tree
+	scripts/test check-text check-build
+
+bisect-boot: ## build, boot and KUnit-test linux/ at every patch; hours (FROM=, TO=, STEP=: patch numbers)
+	$(PACKAGES)
+	scripts/tree
+	FROM=$(FROM) TO=$(TO) STEP=$(STEP) scripts/bisect-boot
 
 tree: ## make linux/: the pinned base with series/ on branch series
 	scripts/packages tree
@@ -102,11 +127,11 @@ boot: kernel ## boot it and run guest/job-JOB in it
 	scripts/boot $(MACHINE) "$$(scripts/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	$(PACKAGES) arm64 s390x kunit bench dev
+	$(PACKAGES) arm64 s390x kunit bench text check clang dev
 
 lint: ## run shellcheck on every shell script
 	scripts/packages dev
 	scripts/lint
 
 clean: ## remove built kernels, build objects, programs and logs from the cache (linux/ and the base stay)
-	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot logs) $(CACHE)/tmp.* .tmp.*
+	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot check logs) $(CACHE)/tmp.* .tmp.*

@@ -5,7 +5,7 @@
 
 check=$cache/check
 # In this order: what x86_64 does not build is looked for in the next ones.
-arches=(x86_64 i386 arm64 arm s390 corenet32 corenet64 riscv)
+read -ra arches <<<"${ARCHES:-x86_64 i386 arm64 arm s390 corenet32 corenet64 riscv}"
 # Where the series' code is, its callers' too. Nothing else is compiled.
 check_dirs=(drivers/iommu/ drivers/vfio/ drivers/gpu/drm/panfrost/ drivers/gpu/drm/panthor/)
 
