@@ -43,11 +43,15 @@ kernel_config() {
 		kernel_make "$2" -s olddefconfig
 }
 
-# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once
+# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once: a header's comes with each file that includes it
 messages() {
-	# One per line of source: a header's message comes once for each file that includes it. kernel-doc's are checked elsewhere.
-	sed -nE "s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
-		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | sort -u
+	# kernel-doc's are checked elsewhere. A file that was compiled twice means what it said last.
+	sed -nE "s#^  CC +(\[M\] +)?(.*)\.o\$#\2.c#p
+		s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
+		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | awk -F '\t' '
+		NF == 1 { for (said in file) if (file[said] == $1) delete file[said]; next }
+		{ file[$0] = $1 }
+		END { for (said in file) print said }' | sort
 }
 
 # fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in file KNOWN, lines not counted
@@ -69,25 +73,26 @@ kernel_targets() {
 	[ "$1" != x86_64 ] || echo drivers/net/ethernet/marvell/octeontx2/nic/otx2_pf.o
 }
 
-# build NAME REPO TREE: bring the objects there to TREE of REPO, print the messages that are new (for who holds `lock check`)
-build() {
-	local name=$1 repo=$2 tree=$3 obj=$check/obj-$1${LLVM:-} log=$logs/check-$1${LLVM:-}.log rc=0 kconfig targets
-	use_arch "$name"
+# configure NAME REPO TREE: the configuration of checks/arch for what is checked out; $obj and $log are its (for who holds `lock check`)
+configure() {
+	local wanted
+	obj=$check/obj-$1${LLVM:-} log=$obj/.log
+	use_arch "$1"
 	need git make ccache flex bison bc sparse "$(compiler)"
-	checkout_src "$repo" "$tree" "$check/src" 2>/dev/null
-	# Of a run that was killed: what it compiled will not be compiled again, and what the compiler said is lost.
-	[ ! -e "$obj/.busy" ] || rm -rf "$obj"
 	mkdir -p "$obj"
-	touch "$obj/.busy" "$obj/.known"
-	: >"$log"
-	kconfig=$( (git -C "$repo" ls-tree -r "$tree" -- "${check_dirs[@]}" | grep Kconfig; cat "$top/checks/arch/"{common,"$name"}.config) | sha256sum)
-	if [ "$kconfig" != "$(cat "$obj/.kconfig" 2>/dev/null)" ]; then
-		kernel_config "$name" "$obj" >>"$log" 2>&1 || rc=$?
-	fi
-	mapfile -t targets < <(kernel_targets "$name")
+	touch "$obj/.known" "$log"
+	wanted=$( (git -C "$2" ls-tree -r "$3" -- "${check_dirs[@]}" | grep Kconfig; cat "$top/checks/arch/"{common,"$1"}.config) | sha256sum)
+	[ "$wanted" != "$(cat "$obj/.kconfig" 2>/dev/null)" ] || return 0
+	rm -f "$obj/.kconfig"
+	kernel_config "$1" "$obj" >>"$log" 2>&1 && echo "$wanted" >"$obj/.kconfig"
+}
+
+# build NAME REPO TREE TARGET...: bring these to TREE, which is checked out, and print the messages that are new
+build() {
+	local name=$1 obj log rc=0 targets=("${@:4}")
 	# Sparse says the same whoever compiles.
 	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$sparse")
-	((rc)) || kernel_make "$obj" -k -j"$(nproc)" W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
+	configure "$1" "$2" "$3" && kernel_make "$obj" -k -j"$(nproc)" W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
 	! grep -q 'C=1 specified, but' "$log" || die "the kernel does not take this sparse: see $log"
 	messages "$log" >"$obj/.messages"
 	fresh "$obj/.known" <"$obj/.messages" | sed "s/\$/ [$name]/" | tee "$obj/.fresh"
@@ -100,9 +105,8 @@ build() {
 		sed -nE 's#^  CC +(\[M\] +)?(.*)\.o$#\2.c#p' "$log"
 	} | sort -u | awk -F '\t' 'NR == FNR { again[$1]; next } !($1 in again)' - "$obj/.known" >"$obj/.kept"
 	cat "$obj/.kept" "$obj/.messages" >"$obj/.known"
-	echo "$kconfig" >"$obj/.kconfig"
-	echo "$tree" >"$obj/.tree"
-	rm "$obj/.busy"
+	# Of a run that is killed the log stays: what it compiled will not be compiled again.
+	mv "$log" "$logs/check-$name${LLVM:-}.log"
 }
 
 # complete_config NAME: dies if the last build there lacks what checks/arch asks for; before the last patch it may
