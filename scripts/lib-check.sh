@@ -54,17 +54,27 @@ messages() {
 		END { for (said in file) print said }' | sort
 }
 
-# fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in file KNOWN, lines not counted
+# fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in file KNOWN, whatever their lines
 fresh() {
-	awk -F '\t' 'NR == FNR { known[$1 "\t" $3]++; next }
-		{ key = $1 "\t" $3; if (++seen[key] > known[key]) print $1 ":" $2 ": " $3 }' "$1" -
+	awk -F '\t' '{ key = $1 "\t" $3; gsub(/line [0-9]+/, "line", key) }
+		FILENAME != "-" { known[key]++; next }
+		{ if (++seen[key] > known[key]) print $1 ":" $2 ": " $3 }' "$1" -
 }
 
 # touched REPO BEFORE AFTER: files that are there after it
 touched() { git -C "$1" diff --name-only --no-renames --diff-filter=d "$2" "$3"; }
 
-# bookworm's sparse does not know one keyword that the kernel wants it to; the kernel itself only uses it with a newer compiler.
-sparse="sparse -D__typeof_unqual__=__typeof__"
+# bookworm's sparse 0.6.4 does not know one keyword that the kernel wants it to (the kernel itself only uses it with a newer compiler), and
+# cannot compute the length of a string in MODULE_INFO()'s static_assert(): after that error it would keep all warnings to itself.
+sparse="sparse -D__typeof_unqual__=__typeof__ '-D__builtin_strlen(s)=(sizeof(s)-1)'"
+
+# check_out REPO TREE: in $check/src; it takes a second to see that nothing is to be done
+check_out() {
+	[ "$(cat "$check/src.tree" 2>/dev/null)" != "$2" ] || return 0
+	rm -f "$check/src.tree"
+	checkout_src "$1" "$2" "$check/src" 2>"$logs/check-checkout.log" || die "see $logs/check-checkout.log"
+	echo "$2" >"$check/src.tree"
+}
 
 # kernel_targets NAME: what make is to build there
 kernel_targets() {
@@ -99,12 +109,15 @@ build() {
 	if ((rc)) && [ ! -s "$obj/.fresh" ]; then
 		echo "Makefile:1: error: does not build: $(grep -E '\*\*\*|rror' "$log" | tail -n 1) [$name]"
 	fi
-	# A file that was compiled says all it has to say; the others stand by what they said.
-	{
-		cut -f 1 "$obj/.messages"
-		sed -nE 's#^  CC +(\[M\] +)?(.*)\.o$#\2.c#p' "$log"
-	} | sort -u | awk -F '\t' 'NR == FNR { again[$1]; next } !($1 in again)' - "$obj/.known" >"$obj/.kept"
-	cat "$obj/.kept" "$obj/.messages" >"$obj/.known"
+	# A file that was compiled, and then read by sparse, has said all it has to say. One that did not compile has not, and the others stand by
+	# what they said.
+	grep -oE '^  (CC|CHECK) +.*\.[oc]$' "$log" | awk -v sparse="${LLVM:-yes}" '
+		{ sub(/\.o$/, ".c", $NF); if ($1 == "CC") compiled[$NF]; if ($1 == "CHECK" || sparse != "yes") read[$NF] }
+		END { for (file in compiled) print file "\t" (file in read) }' >"$obj/.compiled"
+	awk -F '\t' 'FILENAME ~ /compiled$/ { all[$1] = $2; next }
+		FILENAME ~ /messages$/ { if (!($1 in all) || all[$1]) { all[$1] = 1; print }; next }
+		!all[$1]' "$obj/.compiled" "$obj/.messages" "$obj/.known" >"$obj/.known.new"
+	mv "$obj/.known.new" "$obj/.known"
 	# Of a run that is killed the log stays: what it compiled will not be compiled again.
 	mv "$log" "$logs/check-$name${LLVM:-}.log"
 }

@@ -59,7 +59,8 @@ checkout_src() {
 	mkdir -p "$dir"
 	rm -f "$dir.index.lock" # of a run that was killed
 	# A private index: only files that differ are touched, and nothing is fetched or copied.
-	GIT_INDEX_FILE=$dir.index git -C "$1" --work-tree="$dir" read-tree --reset -u "$tree" ||
+	# All of it, though the repository itself may have only part checked out.
+	GIT_INDEX_FILE=$dir.index git -C "$1" -c core.sparseCheckout=false --work-tree="$dir" read-tree --reset -u "$tree" ||
 		die "cannot check out $tree from $1 into $dir (disk full? delete $dir and $dir.index to start over)"
 }
 
