@@ -26,7 +26,7 @@ plant_start() {
 plant() {
 	planted+=("$1")
 	printf '%s\n\nA fault that make check has to find, or the lack of one.\n\n%s\n' "$2" "${3-Assisted-by: LLM}" |
-		plain_git -C "$repo" -c user.name=check -c user.email=check@localhost.invalid commit -q --allow-empty --cleanup=verbatim -aF -
+		plain_git -C "$repo" -c user.name=check -c user.email=check@localhost.invalid commit -q --cleanup=verbatim -aF -
 }
 
 # plant_check CHECKS: leaves what make check finds in $scratch/out
