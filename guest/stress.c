@@ -1376,18 +1376,19 @@ static void check_order(struct device *device)
 	result(ok && events >= 3, name);
 }
 
-static void test_order(void)
+/* The same with type1 and with iommufd */
+static void with_both(void (*check)(struct device *device))
 {
 	struct device *device = &devices[0];
 
 	if (!attach_type1(device, V2))
 		die("attach");
-	check_order(device);
+	check(device);
 	close_device(device);
 	bind_iommufd(device);
 	if (!attach_iommufd(device, IOAS0, false))
 		die("attach");
-	check_order(device);
+	check(device);
 	close_device(device);
 }
 
@@ -1505,17 +1506,7 @@ static void check_neighbours(struct device *device)
 
 static void test_neighbours(void)
 {
-	struct device *device = &devices[0];
-
-	if (!attach_type1(device, V2))
-		die("attach");
-	check_neighbours(device);
-	close_device(device);
-	bind_iommufd(device);
-	if (!attach_iommufd(device, IOAS0, false))
-		die("attach");
-	check_neighbours(device);
-	close_device(device);
+	with_both(check_neighbours);
 	result(true, "neighbours");
 }
 
@@ -1692,7 +1683,7 @@ int main(int argc, char **argv)
 	open_everything();
 	test_replay();
 	test_replay_unwind();
-	test_order();
+	with_both(check_order);
 	test_neighbours();
 	test_access();
 	test_half_page();
