@@ -51,9 +51,10 @@ stress: ## random maps, unmaps and hot attaches under KASAN, with faults (SEED=,
 	scripts/tree
 	VARIANT=test-kasan SEED=$(SEED) ITERATIONS=$(or $(ITERATIONS),3000) checks/stress
 
-faults: ## see which planted fault is found by what (builds a kernel with KASAN and the faults in it)
+faults: ## see which planted fault is found by what (builds a kernel with KASAN and the faults in it, and KUnit once for each in the lookup)
 	$(PACKAGES)
 	scripts/tree
+	scripts/lookup-faults
 	scripts/faults
 
 check: ## every patch as a maintainer would: applies, W=1, sparse, checkpatch, kernel-doc, coccicheck, its message (CHECKS="text docs cocci build")

@@ -1604,6 +1604,10 @@ static void test_half_page(void)
 			die("%ld pages are pinned, not 301", pinned());
 		check_access(space, &mapping, 5, mapping.size - 10, false);
 		check_access(space, &mapping, PAGE + 5, 77 * PAGE, true);
+		/* The copy ends in the middle of a page, too. */
+		if (!pin(space, mapping.iova, mapping.size, true))
+			die("pin");
+		unpin(nr_pins - 1);
 		if (!pin(space, mapping.iova, 300 * PAGE, true) || !pin(space, mapping.iova + PAGE, 300 * PAGE, true))
 			die("pin");
 		if (pinned() != 301)
