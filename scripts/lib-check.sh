@@ -64,10 +64,6 @@ fresh() {
 # touched REPO BEFORE AFTER: files that are there after it
 touched() { git -C "$1" diff --name-only --no-renames --diff-filter=d "$2" "$3"; }
 
-# bookworm's sparse 0.6.4 does not know one keyword that the kernel wants it to (the kernel itself only uses it with a newer compiler), and
-# cannot compute the length of a string in MODULE_INFO()'s static_assert(): after that error it would keep all warnings to itself.
-sparse="sparse -D__typeof_unqual__=__typeof__ '-D__builtin_strlen(s)=(sizeof(s)-1)'"
-
 # check_out REPO TREE: in $check/src; it takes a second to see that nothing is to be done
 check_out() {
 	[ "$(cat "$check/src.tree" 2>/dev/null)" != "$2" ] || return 0
@@ -101,7 +97,7 @@ configure() {
 build() {
 	local name=$1 obj log rc=0 targets=("${@:4}")
 	# Sparse says the same whoever compiles.
-	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$sparse")
+	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$top/scripts/sparse")
 	configure "$1" "$2" "$3" && kernel_make "$obj" -k -j"$(nproc)" W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
 	! grep -q 'C=1 specified, but' "$log" || die "the kernel does not take this sparse: see $log"
 	messages "$log" >"$obj/.messages"
