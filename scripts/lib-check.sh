@@ -43,15 +43,16 @@ kernel_config() {
 		kernel_make "$2" -s olddefconfig
 }
 
-# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once: a header's comes with each file that includes it
+# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text<tab>the file that was compiled", each once: a header's comes with each file
+# that includes it
 messages() {
 	# kernel-doc's are checked elsewhere. A file that was compiled twice means what it said last.
 	sed -nE "s#^  CC +(\[M\] +)?(.*)\.o\$#\2.c#p
 		s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
 		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | awk -F '\t' '
-		NF == 1 { for (said in file) if (file[said] == $1) delete file[said]; next }
-		{ file[$0] = $1 }
-		END { for (said in file) print said }' | sort
+		NF == 1 { now = $1; for (said in by) if (by[said] == now) delete by[said]; next }
+		{ by[$0] = now }
+		END { for (said in by) print said "\t" by[said] }' | sort
 }
 
 # fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in file KNOWN, whatever their lines
@@ -98,7 +99,7 @@ build() {
 	local name=$1 obj log rc=0 targets=("${@:4}")
 	# Sparse says the same whoever compiles.
 	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$top/scripts/sparse")
-	configure "$1" "$2" "$3" && kernel_make "$obj" -k -j"$(nproc)" W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
+	configure "$1" "$2" "$3" && kernel_make "$obj" -k -j"$(nproc)" -Otarget W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
 	! grep -q 'C=1 specified, but' "$log" || die "the kernel does not take this sparse: see $log"
 	messages "$log" >"$obj/.messages"
 	fresh "$obj/.known" <"$obj/.messages" | sed "s/\$/ [$name]/" | tee "$obj/.fresh"
