@@ -4,6 +4,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib-series.sh"
 
 check=$cache/check
+# Most is compiled once, and need not be preprocessed for ccache beforehand.
+export CCACHE_DIR=$check/ccache CCACHE_DEPEND=1
 # In this order: what x86_64 does not build is looked for in the next ones.
 read -ra arches <<<"${ARCHES:-x86_64 i386 arm64 arm s390 corenet32 corenet64 riscv}"
 # Where the series' code is, its callers' too. Nothing else is compiled.
@@ -32,7 +34,7 @@ kernel_make() {
 	local obj=$1 tools=(CROSS_COMPILE="$cross")
 	shift
 	[ -z "${LLVM:-}" ] || tools=(LLVM="$LLVM")
-	CCACHE_DIR=$check/ccache nice make -C "$check/src" O="$obj" ARCH="$arch" "${tools[@]}" CC="ccache $(compiler)" LOCALVERSION= "$@"
+	nice make -C "$check/src" O="$obj" ARCH="$arch" "${tools[@]}" CC="ccache $(compiler)" LOCALVERSION= "$@"
 }
 
 # kernel_config NAME OBJ: the configuration of checks/arch/NAME for what is checked out
