@@ -1194,6 +1194,11 @@ static void step_move(struct device *device)
 	}
 	stats.attaches += ok;
 	log_step("attach: %s%s", ok ? "done" : "failed", fault_hit ? ", fault" : "");
+	/* The core has it stay where it was, but VT-d blocks a device before what can fail, and leaves it blocked. */
+	if (!ok && device->space != NOWHERE) {
+		log_step("close %s in %s", device->bdf, space_names[device->space]);
+		close_device(device);
+	}
 }
 
 static void random_steps(unsigned long iterations)
