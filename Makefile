@@ -1,138 +1,123 @@
 MACHINE ?= x86_64-vtd
 VARIANT ?= test
-# what bench measures is never a test kernel
-BENCH = $(or $(filter perf%,$(VARIANT)),perf)
 JOB ?= test
-# everything a bench or a test run needs, installed as the first step
-PACKAGES = scripts/packages tree build boot $(filter arm64 s390x,$(firstword $(subst -, ,$(MACHINE))))
-# as lib.sh has it
+# what is measured is never a test kernel
+PERF = $(or $(filter perf%,$(VARIANT)),perf)
+# as lib/lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
+CROSS = $(filter arm64 s390x,$(firstword $(subst -, ,$(MACHINE))))
+# needs GROUP...: asks before it installs what is missing; then linux/ is made
+needs = lib/packages --ask tree $(1)
+guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
+review = $(call needs,build text review $(1)) && tree/apply
 
-.PHONY: help bench profile scaling kunit readme test stress faults check check-arch clang check-self bisect-boot tree export check-series parts parts-test mbox send-preview sign range-diff kernel boot packages lint clean
+.PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
+	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
+	send-preview sign kernel boot packages lint clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-14s %s\n", $$1, $$2 }'
-	@echo "KERNEL=/path uses your own kernel tree as the base; MACHINE= is one of machines/; VARIANT= and JOB= choose for kernel and boot."
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
+	@echo "KERNEL=/path: your own kernel tree as the base. MACHINE=: one of machines/."
+	@echo "VARIANT=perf-o2: measure kernels built with -O2. JOB=: one of guest/job-*, for make boot."
 
-bench: ## build the plain and the patched kernel, measure both, print the table, write results/ (VARIANT=perf-o2: with -O2)
-	$(PACKAGES) bench
-	scripts/tree
-	scripts/bench $(MACHINE) $(BENCH)
-	scripts/plot $(MACHINE)-$(BENCH)
-	scripts/readme
-	scripts/table $(MACHINE)-$(BENCH)
-
-profile: ## say where the instructions of unmap go, before and after, beside a lower bound; write results/
-	$(PACKAGES)
-	scripts/tree
-	scripts/profile $(MACHINE) $(BENCH)
+bench: ## build the plain and the patched kernel, measure both, print the table, write results/
+	$(call guest,bench)
+	bench/bench $(MACHINE) $(PERF)
+	bench/report.py pages
+	bench/report.py show $(MACHINE)-$(PERF)
 
 scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write results/
-	$(PACKAGES) bench
-	scripts/tree
-	scripts/scaling $(MACHINE) $(BENCH)
-	scripts/scaling-plot $(MACHINE)-$(BENCH)
+	$(call guest,bench)
+	bench/scaling $(MACHINE) $(PERF)
 
-readme: ## put the tables of results/ into README.md, docs/machines.md and the cover letter, there also the parts and the diffstat
-	scripts/readme
+profile: ## measure where the instructions of unmap go, beside a lower bound; write results/
+	$(call guest)
+	bench/profile $(MACHINE) $(PERF)
+	bench/report.py pages
 
-test: ## build and run all checks; ends with "N passed, N failed" (MACHINE=: only those that boot that machine)
-	$(PACKAGES) text $(if $(filter file,$(origin MACHINE)),arm64)
-	scripts/tree
-	scripts/test
+readme: ## write the generated tables of README.md, docs/ and the cover letter
+	bench/report.py pages
 
-kunit: ## run the KUnit tests on every architecture with drivers of its own (ARCH=um, x86_64, i386, arm, arm64, s390 or powerpc: one of them)
-	$(PACKAGES) kunit
-	scripts/tree
-	ARCHES="$(or $(ARCH),all)" checks/kunit
+test: ## build and run all tests; ends with "N passed, N failed" (MACHINE=: those that boot it)
+	$(call guest,text $(if $(filter file,$(origin MACHINE)),arm64))
+	tests/run
 
-stress: ## random maps, unmaps and hot attaches under KASAN, with faults (SEED=, ITERATIONS= for a long run)
-	$(PACKAGES)
-	scripts/tree
-	VARIANT=test-kasan SEED=$(SEED) ITERATIONS=$(or $(ITERATIONS),3000) checks/stress
+kunit: ## run the KUnit tests on seven architectures (ARCH=x86_64: on one)
+	$(call guest,kunit)
+	ARCHES="$(or $(ARCH),all)" tests/kunit
 
-faults: ## see which planted fault is found by what (builds a kernel with KASAN and the faults in it, and KUnit once for each in the lookup)
-	$(PACKAGES)
-	scripts/tree
-	scripts/lookup-faults
-	scripts/faults
+stress: ## random maps, unmaps and hot attaches under KASAN (SEED=, ITERATIONS= for a long run)
+	$(call guest)
+	VARIANT=test-kasan SEED=$(SEED) ITERATIONS=$(or $(ITERATIONS),3000) tests/stress
 
-check: ## every patch as a maintainer would: applies, W=1, sparse, checkpatch, kernel-doc, coccicheck, its message (CHECKS="text docs cocci build")
-	scripts/packages tree build text check
-	scripts/tree
-	scripts/check
+faults: ## inject each fault of faults/, see which test finds it
+	$(call guest)
+	faults/lookup
+	faults/unmap
 
-check-arch: ## compile base and series for eight architectures with W=1 and sparse, say what is new (ARCHES="x86_64 i386 ...")
-	scripts/packages tree build text check
-	scripts/tree
-	scripts/check-arch $(ARCHES)
+test-each-patch: ## guest tests and KUnit at every patch; hours (FROM=, TO=, STEP=: patch numbers)
+	$(call guest)
+	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each-patch
 
-clang: ## the same with clang, for x86_64 and arm64
-	scripts/packages tree build text check clang
-	scripts/tree
-	LLVM=-19 scripts/check-arch x86_64 arm64
+test-each-part: ## guest tests and KUnit at the last patch of each part (PART=: of that one)
+	$(call guest)
+	tests/at-each-part $(PART)
 
-check-self: ## plant faults in patches, see that make check finds them
-	scripts/packages tree build text check
-	scripts/tree
-	scripts/test check-text check-build
+review: ## every patch as a maintainer would: W=1, sparse, checkpatch, kernel-doc, coccicheck
+	$(call review)
+	review/run
 
-bisect-boot: ## build, boot and KUnit-test linux/ at every patch; hours (FROM=, TO=, STEP=: patch numbers)
-	$(PACKAGES)
-	scripts/tree
-	FROM=$(FROM) TO=$(TO) STEP=$(STEP) scripts/bisect-boot
+review-arch: ## W=1 and sparse on eight architectures, base against series (ARCHES="x86_64 ...")
+	$(call review)
+	review/arch $(ARCHES)
+
+review-clang: ## the same with clang, for x86_64 and arm64
+	$(call review,clang)
+	LLVM=-19 review/arch x86_64 arm64
+
+test-review: ## inject faults into patches, see that make review finds them
+	$(call review)
+	tests/run review-text review-build
 
 tree: ## make linux/: the pinned base with series/ on branch series
-	scripts/packages tree
-	scripts/tree
+	$(call needs)
+	tree/apply
 
-export: ## write the commits of linux/ to series/, and what the cover letter says about them
-	scripts/export
-	scripts/readme
+export: ## write the commits of linux/ to series/, and the tables that depend on it
+	tree/export
+	bench/report.py pages
 
-check-series: tree ## check that series/ applies and agrees with linux/ byte for byte
-	scripts/roundtrip
-
-parts: ## list the parts of the series, for the trees that would take them
-	scripts/parts
-
-parts-test: ## run guest tests and KUnit at the last commit of each part (PART=: only that one; long, goes on where it stopped)
-	$(PACKAGES)
-	scripts/tree
-	scripts/parts-test $(PART)
-
-mbox: ## write the series as an mbox for b4 or git am (PART=: only one part of it, OUT=: where to, SERIES=: signed copies)
-	scripts/packages tree
-	scripts/tree
-	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) scripts/mbox
-
-send-preview: ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
-	scripts/packages tree
-	scripts/tree
-	PART=$(PART) SERIES=$(SERIES) scripts/send-preview
-
-sign: ## for the person who posts it: copies with your name and Signed-off-by in OUT=signed, after showing what that certifies
-	scripts/packages tree
-	scripts/tree
-	OUT=$(OUT) scripts/sign
+roundtrip: tree ## see that series/ applies and agrees with linux/ byte for byte
+	tree/roundtrip
 
 range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
-	scripts/range-diff $(REVISION)
+	tree/range-diff $(REVISION)
+
+parts: ## list the parts of the series, for the trees that would take them
+	tree/parts
+
+mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, SERIES=: signed copies)
+	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) post/mbox
+
+send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
+	PART=$(PART) SERIES=$(SERIES) post/send-preview
+
+sign: tree ## for the person who posts it: copies with your Signed-off-by in OUT=signed
+	OUT=$(OUT) post/sign
 
 kernel: ## build the kernel in linux/ and print where it is
-	$(PACKAGES)
-	scripts/tree
-	scripts/kernel $(MACHINE) $(VARIANT) series
+	$(call guest)
+	vm/kernel $(MACHINE) $(VARIANT) series
 
 boot: kernel ## boot it and run guest/job-JOB in it
-	scripts/boot $(MACHINE) "$$(scripts/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
+	vm/boot $(MACHINE) "$$(vm/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	$(PACKAGES) arm64 s390x kunit bench text check clang dev
+	lib/packages tree build boot arm64 s390x kunit bench text review clang
 
 lint: ## run shellcheck on every shell script
-	scripts/packages dev
-	scripts/lint
+	$(call needs,build)
+	tests/run lint
 
-clean: ## remove built kernels, build objects, programs and logs from the cache (linux/ and the base stay)
+clean: ## remove kernels, build objects, programs and logs from the cache (linux/ and the base stay)
 	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot check logs) $(CACHE)/tmp.* .tmp.*

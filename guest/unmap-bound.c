@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * usage: unmap-bound MEMORY BYTES   (the two things that no unmap of MEMORY can do without, each alone; for scripts/profile)
+ * usage: unmap-bound MEMORY BYTES   (the two things that no unmap of MEMORY can do without, each alone; for bench/profile)
  *
  * One window is gup_test, which pins the memory and unpins it, without an IOMMU. The other takes the memory, mapped in two domains,
  * out of the second, which iommufd does with one iommu_unmap() of the whole span while the first keeps the pages pinned.
@@ -39,7 +39,7 @@ static const struct {
 	{ "anonymous_hugetlb_2mb_off_by_page", MEMORY_HUGETLB_2MB, 4096 },
 };
 
-/* scripts/profile counts what is executed between these two, by their addresses, so they must not be merged. */
+/* bench/profile counts what is executed between these two, by their addresses, so they must not be merged. */
 static noinline void window_begin(void) { asm volatile("# begin"); }
 static noinline void window_end(void) { asm volatile("# end"); }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * usage: unmap-scaling MODE MAX_GIB   (one unmap of 64 MiB to MAX_GIB, times four each; for scripts/scaling)
+ * usage: unmap-scaling MODE MAX_GIB   (one unmap of 64 MiB to MAX_GIB, times four each; for bench/scaling)
  *
  * Beyond 1 GiB, the same 1 GiB of 2 MiB pages is mapped as often as it takes, one IOVA after the other.
  */

@@ -1,0 +1,34 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# usage: . "$top/bench/lib.sh"
+# Shared by what records results, for who has loaded a machine and set $variant
+
+# start_run KIND: builds both $kernels, empties $work, writes the conditions of the run there
+start_run() {
+	declare -gA kernels
+	local kernel git=(git -C "$linux")
+	for kernel in base series; do
+		kernels[$kernel]=$("$top/vm/kernel" "$machine" "$variant" "$kernel")
+	done
+	work=$cache/$1/$machine-$variant
+	rm -rf "$work"
+	mkdir -p "$work"
+	# Now, as linux/ may go on while this runs.
+	cat >"$work/conditions" <<-END
+		# machine: $machine (${QEMU[*]}, TCG)
+		# date: $(date -u +%F)
+		# base: $(sed -n 's/^package_version=//p' "$top/series/base") tree $("${git[@]}" rev-parse 'base^{tree}')
+		# series: $("${git[@]}" rev-list --count base..HEAD) patches, tree $("${git[@]}" rev-parse 'HEAD^{tree}')
+		# qemu: $("${QEMU[0]}" --version | head -n 1)
+		# compiler: $("${CROSS_COMPILE}gcc" --version | head -n 1), $(grep -o '^CONFIG_CC_OPTIMIZE[A-Z_]*' "${kernels[series]}/config")
+	END
+}
+
+# both FUNCTION ARGUMENT...: with the base and with the series kernel, at the same time
+both() {
+	local kernel pid pids=()
+	for kernel in base series; do
+		"$1" $kernel "${@:2}" &
+		pids+=($!)
+	done
+	for pid in "${pids[@]}"; do wait "$pid" || die "see above"; done
+}

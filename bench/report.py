@@ -1,0 +1,458 @@
+#!/usr/bin/env python3
+"""usage: bench/report.py bench|scaling|profile WORKDIR NAME   a finished run to results/NAME*.csv
+       bench/report.py bounds WORKDIR                      what the profile's bound is to measure
+       bench/report.py show NAME                           the table of results/NAME.csv, as text
+       bench/report.py plot NAME                           draw results/NAME-scaling.svg
+       bench/report.py pages [--check]                     write or compare what pages show of it
+       bench/report.py current MACHINE                     is what was recorded of this series?
+
+Raw results in, CSV out; from the CSV, the tables of pages and the plot. In a page each
+"<!-- KIND: NAME -->" is followed by generated lines, up to "<!-- end of ... -->".
+"""
+import csv
+import glob
+import os
+import re
+import subprocess
+import sys
+
+top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STALE = "Stale: measured with another version of the series"
+KERNELS = ("base", "series")
+CLASSES = "lookup clear unpin flush allocation interrupt other".split()
+
+
+def die(text):
+    sys.exit("error: " + text)
+
+
+def run(*command, **options):
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
+
+
+def git(*args):
+    environment = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_SYSTEM="/dev/null",
+                       GIT_ATTR_NOSYSTEM="1", LC_ALL="C")
+    return run("git", "-C", top + "/linux", *args, env=environment).strip()
+
+
+def pin(name):
+    return re.search(rf"^{name}=(.*)$", open(top + "/series/base").read(), re.M)[1]
+
+
+def on_pinned_base():
+    if not os.path.exists(top + "/linux/.git"):
+        die("there is no linux/; run: make tree")
+    return git("rev-parse", "base^{commit}") == pin("commit")
+
+
+# Reading and writing results
+
+def read_lines(path):
+    if not os.path.exists(path):
+        die(f"there is no {path}")
+    return open(path, newline="").read().replace("\r", "").splitlines()
+
+
+def read_csv(name):
+    """The conditions of results/NAME.csv as a dict, and its rows."""
+    lines = read_lines(f"{top}/results/{name}.csv")
+    conditions = dict(line[2:].split(": ", 1) for line in lines if line.startswith("#"))
+    return conditions, list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def write_csv(name, work, conditions, columns, rows):
+    path = f"{top}/results/{name}.csv"
+    os.makedirs(top + "/results", exist_ok=True)
+    with open(path + ".new", "w", newline="") as out:
+        out.write("\n".join(read_lines(work + "/conditions") + ["# " + c for c in conditions]) + "\n")
+        csv.writer(out, lineterminator="\n").writerows([columns] + rows)
+    os.replace(path + ".new", path)
+    print(f"wrote results/{name}.csv; raw results in {work}", file=sys.stderr)
+
+
+def fields(line):
+    return dict(word.split("=", 1) for word in line.split() if word.count("=") == 1)
+
+
+def ratio(before, after):
+    value = int(before) / int(after)
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def bench(work, name):
+    """Lines "KERNEL CLOCK # unmap: ..." and "KERNEL CLOCK lookups: ...", in the order of the runs."""
+    rows = {}
+    for line in read_lines(work + "/raw"):
+        kernel, clock, what = line.split()[:3]
+        values = fields(line)
+        if what == "#":
+            key = tuple(values[k] for k in ("mode", "memory", "size", "pages"))
+            rows.setdefault(key, {})[kernel, clock] = values
+        elif values["missed"] != "0":
+            die(f"missed probe hits in {key}")
+        else:
+            rows[key][kernel, "lookups"] = values
+    columns = "container memory bytes pages runs_base runs_series".split()
+    for what in "map_insn", "unmap_insn":
+        columns += [what + "_base", what + "_series", what + "_ratio"]
+    columns += "map_again_insn_base map_again_insn_series lookups_base lookups_series".split()
+    for what in "map", "unmap":
+        columns += [f"{what}_ms_{k}_{v}" for k in KERNELS for v in ("median", "min", "max")]
+    get_pa = any("get_pa_ns_median" in r["base", "exact"] for r in rows.values())
+    if get_pa:
+        columns += "get_pa_insn_base get_pa_insn_series get_pa_insn_ratio".split()
+    table = []
+    for key, row in rows.items():
+        def both(clock, value):
+            return [row[kernel, clock].get(value, "") for kernel in KERNELS]
+
+        line = list(key) + both("exact", "runs")
+        for clock, what in ("first", "map"), ("exact", "unmap"):
+            pair = both(clock, what + "_ns_median")
+            line += pair + [ratio(*pair)]
+        line += both("exact", "map_ns_median") + both("lookups", "count")
+        for what in "map", "unmap":
+            line += [f"{int(row[kernel, 'wall'][f'{what}_ns_{v}']) / 1e6:.3f}"
+                     for kernel in KERNELS for v in ("median", "min", "max")]
+        if get_pa:
+            pair = both("exact", "get_pa_ns_median")
+            line += pair + [ratio(*pair)]
+        table.append(line)
+    write_csv(name, work, [], columns, table)
+
+
+def scaling(work, name):
+    columns = "container kernel bytes pages mappings runs map_insn unmap_insn".split()
+    rows = []
+    for kernel in KERNELS:
+        for line in read_lines(f"{work}/{kernel}/result"):
+            if line.startswith("scaling: "):
+                v = fields(line)
+                rows.append([v["mode"], kernel, v["size"], v["pages"], v["mappings"], v["runs"],
+                             v["map_ns"], v["unmap_ns"]])
+    write_csv(name + "-scaling", work, [], columns, rows)
+
+
+def profile_rows(work, kernel):
+    """What the selftest said of each row, in order."""
+    return [fields(line) for line in read_lines(f"{work}/{kernel}/result")
+            if line.startswith("# unmap: ")]
+
+
+def windows(path):
+    """Per window of the plugin: its total, and instructions by class and by function."""
+    found = {}
+    for line in read_lines(path):
+        number, kind, what, count = line.split()
+        window = found.setdefault(int(number), {"total": 0, "class": {}, "function": {}})
+        if kind == "open" and count != "0":
+            die(f"{path}: {count} functions were not left in window {number}")
+        if kind == "total":
+            window["total"] = int(count)
+        elif kind in ("class", "function"):
+            window[kind][what] = int(count)
+    return list(found.values())
+
+
+def bounds(work):
+    memory = {row["memory"]: row["size"] for row in profile_rows(work, "base")}
+    print("\n".join(f"{name}:{size}" for name, size in memory.items()))
+
+
+def profile(work, name):
+    rows = {}
+    for kernel in KERNELS:
+        said, counted = profile_rows(work, kernel), windows(f"{work}/{kernel}.profile")
+        asked = read_lines(work + "/rows")
+        if len(said) != len(asked) or len(counted) != 3 * len(asked):
+            die(f"{kernel}: {len(said)} results and {len(counted)} windows for {len(asked)} rows")
+        for i, values in enumerate(said):
+            # The round that is the median of three: the plugin agrees with the guest's clock.
+            median = int(values["unmap_ns_median"])
+            rounds = [w for w in counted[3 * i:3 * i + 3] if 0 <= median - w["total"] < 1000]
+            if not rounds:
+                die(f"{kernel}: no round of {asked[i]} has the {median} instructions of the guest")
+            if sum(rounds[0]["class"].values()) != rounds[0]["total"]:
+                die(f"{kernel}: the classes of {asked[i]} do not add up")
+            rows.setdefault(asked[i], {})[kernel] = values, rounds[0]
+    bound = {}
+    measured = windows(work + "/bound.profile")
+    memories = list(dict.fromkeys(row["base"][0]["memory"] for row in rows.values()))
+    if len(measured) != 2 * len(memories):
+        die(f"{len(measured)} windows of the bound for {len(memories)} kinds of memory")
+    for i, memory in enumerate(memories):
+        unpin, clear = measured[2 * i]["class"], measured[2 * i + 1]["class"]
+        if not unpin.get("unpin") or not clear.get("clear") or unpin.get("clear") or clear.get("unpin"):
+            die(f"no bound for {memory} in {work}/bound.profile")
+        bound[memory] = unpin["unpin"], clear["clear"]
+
+    totals, functions = [], []
+    for row in rows.values():
+        for kernel in KERNELS:
+            values, window = row[kernel]
+            total, head = window["total"], [values["mode"], values["memory"]]
+            unpin, clear = bound[values["memory"]]
+            totals.append(head + [values["size"], kernel, values["runs"], total]
+                          + [window["class"].get(c, 0) for c in CLASSES]
+                          + [f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
+                             f"{total / (unpin + clear):.2f}"])
+            functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
+                          for function, count in sorted(window["function"].items(), key=lambda f: -f[1])
+                          if count * 100 >= total]
+    insn = ("insn: guest instructions of one unmap, the median of 3 rounds, all rows in one boot, "
+            "-icount shift=0 -smp 1, counted by bench/profile-plugin.c; each total agrees with the "
+            "guest's clock to less than 1000")
+    write_csv(name + "-profile", work, [
+        insn,
+        "classes: bench/profile.classes; interrupt: from the entry of an interrupt or exception to "
+        "its end; other: the rest",
+        "bound: unpin_user_pages() in gup_test, one page after the other, and one iommu_unmap() of "
+        "the span, from a domain without a device"],
+        "container memory bytes kernel runs total".split() + CLASSES
+        + "lookup_percent bound_unpin bound_unmap multiple".split(), totals)
+    write_csv(name + "-profile-functions", work, [
+        insn,
+        "functions: what each executes itself, without what it calls; those with 1% of their row or "
+        "more"], "container memory kernel function insn percent".split(), functions)
+
+
+# Tables
+
+def million(value):
+    return f"{int(value) / 1e6:.3f}" if int(value) >= 1000 else f"{int(value) / 1e6:.4f}"
+
+
+def markdown(head, align, rows):
+    return ["|" + "|".join(str(cell) for cell in row) + "|" for row in [head, align] + rows]
+
+
+def stale(conditions, before):
+    """A line if the run is not one of linux/'s series. On another base that cannot be said, and
+    what the page said BEFORE stays."""
+    if not on_pinned_base():
+        return [line for line in before if STALE in line][:1]
+    tree = git("rev-parse", "series^{tree}")
+    measured = conditions["series"]
+    return [] if measured.endswith("tree " + tree) else [f"**{STALE}** ({measured})."]
+
+
+def short(name):
+    return name.replace("vfio_", "").replace("v2_iommu", "").replace("anonymous_", "")
+
+
+def measured_with(conditions, name):
+    level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+    qemu = re.search(r"version ([0-9.]+)", conditions["qemu"])[1]
+    compiler = re.search(r"(\S+) \(.*\) ([0-9.]+),", conditions["compiler"])
+    return (f"{conditions['date']}, {conditions['series']}; `{level}`, {compiler[1]} {compiler[2]}, "
+            f"QEMU {qemu}. [CSV](../results/{name}.csv)")
+
+
+def results_table(name, before):
+    conditions, rows = read_csv(name)
+    head = ["container", "memory", "MiB", "runs", "map, before", "after", "unmap, before", "after",
+            "ratio", "lookups, before", "after"]
+    get_pa = "get_pa_insn_base" in rows[0]
+    table, times = [], []
+    for r in rows:
+        runs = r["runs_base"] if r["runs_base"] == r["runs_series"] else f"{r['runs_base']}, {r['runs_series']}"
+        line = [short(r["container"]), short(r["memory"]), int(r["bytes"]) >> 20, runs]
+        line += [million(r[f"map_insn_{k}"]) for k in KERNELS]
+        line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
+        line += [r[f"lookups_{k}"] for k in KERNELS]
+        if get_pa:
+            line += [million(r[f"get_pa_insn_{k}"]) for k in KERNELS] + [r["get_pa_insn_ratio"]]
+        table.append(line)
+        line = line[:2]
+        for what in "map", "unmap":
+            for k in KERNELS:
+                ms = [float(r[f"{what}_ms_{k}_{v}"]) for v in ("median", "min", "max")]
+                line.append("{:.2f} ({:.2f}-{:.2f})".format(*ms))
+        times.append(line)
+    if get_pa:
+        head += ["GET_PA, before", "after", "ratio"]
+    text = markdown(head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
+    text += ["", "Wall time in ms, median and range:", ""]
+    text += markdown(["container", "memory", "map, before", "after", "unmap, before", "after"],
+                     ["--", "--"] + ["--:"] * 4, times)
+    return stale(conditions, before) + [measured_with(conditions, name), ""] + text
+
+
+def headline_table(name, before):
+    conditions, rows = read_csv(name)
+    cells = {(short(r["container"]), r["memory"]): r for r in rows}
+    words = {"hugetlb_2mb": "2 MiB pages", "hugetlb_1gb": "1 GiB page", "thp": "transparent huge pages",
+             "in_order": "4 KiB pages, contiguous", "scattered": "4 KiB pages, scattered",
+             "hugetlb_2mb_off_by_page": "2 MiB pages, IOVA off by 4 KiB"}
+    table = []
+    for memory in dict.fromkeys(r["memory"] for r in rows):
+        size = int(cells["type1", memory]["bytes"]) >> 20
+        line = [f"{size} MiB, {words[short(memory)]}"]
+        for container in "type1", "iommufd":
+            r = cells[container, memory]
+            line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
+        table.append([f" {cell} " for cell in line])
+    head = "memory;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
+    return stale(conditions, before) + markdown([f" {h} " for h in head], ["---"] + ["--:"] * 6, table)
+
+
+def text_table(name, before):
+    conditions, rows = read_csv(name)
+    lines = ["million instructions          map           unmap                     lookups",
+             "                           before   after    before    after   ratio   before after"]
+    container = None
+    for r in rows:
+        if r["container"] != container:
+            container = r["container"]
+            lines.append(container)
+        memory = short(r["memory"]).replace("hugetlb_2mb_off_by_page", "off_by_page")
+        numbers = [f"{int(r[c]) / 1e6:.3f}" for c in ("map_insn_base", "map_insn_series",
+                                                       "unmap_insn_base", "unmap_insn_series")]
+        lines.append(" {:<13s} {:4d} MiB {:>8s} {:>7s} {:>9s} {:>8s} {:>7s} {:>8s} {:>5s}".format(
+            memory, int(r["bytes"]) >> 20, *numbers, r["unmap_insn_ratio"], r["lookups_base"],
+            r["lookups_series"]))
+    lines += [""] + [f"{key}: {value}" for key, value in conditions.items()]
+    return [line.replace("**", "") for line in stale(conditions, before)] + lines
+
+
+def profile_table(name, before):
+    conditions, rows = read_csv(name + "-profile")
+    table = [[short(r["container"]), short(r["memory"]), r["kernel"]]
+             + [million(r[c]) for c in ["total"] + CLASSES] + [r["lookup_percent"], r["multiple"]]
+             for r in rows]
+    head = ["container", "memory", "kernel", "total"] + CLASSES + ["lookup, %", "of the bound"]
+    return stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""] + markdown(
+        head, ["--"] * 3 + ["--:"] * 10, table)
+
+
+def faults_table(_name, _before):
+    """The injected bugs of faults/: what each is, where, and what is to find it."""
+    rows = []
+    for path in sorted(glob.glob(top + "/faults/*.tsv")):
+        for line in read_lines(path):
+            if line and not line.startswith("#"):
+                name, file = line.split("\t")[:2]
+                rows.append([f"`{name}`", f"`{file.replace('drivers/iommu/', '')}`"])
+    listed = run(top + "/faults/unmap", "--list").split()
+    rows += [[f"`{name}`", "`unmap.patch`"] for name in listed]
+    return markdown(["fault", "in"], ["--", "--"], rows)
+
+
+def parts_table(_name, _before):
+    lines = run(top + "/tree/parts").splitlines()
+    table = ["part              tree     patches  needs"]
+    for line in lines[1:]:
+        name, tree, first, last, *needs = line.split()
+        numbers = first if first == last else f"{first}-{last}"
+        table.append(f" {name:<16s} {tree:<7s} {numbers:>8s}  {' '.join(needs)}")
+    return table
+
+
+def diffstat(_name, before):
+    if not on_pinned_base():
+        return before
+    return git("diff", "--stat=72", "--no-renames", "--diff-algorithm=myers", "base",
+               "series").splitlines() or before
+
+
+TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
+          "faults": faults_table, "parts": parts_table, "diffstat": diffstat}
+
+
+def fill(path):
+    lines, out, at = open(path).read().splitlines(), [], 0
+    while at < len(lines):
+        out.append(lines[at])
+        mark = re.fullmatch(r"<!-- (\w+)(?:: (\S+))? -->", lines[at])
+        at += 1
+        if mark and mark[1] in TABLES:
+            ends = [i for i in range(at, len(lines)) if lines[i].startswith("<!-- end of ")]
+            if not ends:
+                die(f"{path}: nothing ends {mark[0]}")
+            table = text_table if mark[1] == "results" and path.endswith(".txt") else TABLES[mark[1]]
+            text = table(mark[2], lines[at:ends[0]])
+            blank = [""] if path.endswith(".md") else []
+            out += blank + [line.rstrip() for line in text] + blank
+            at = ends[0]
+    return "\n".join(out) + "\n"
+
+
+def pages(check):
+    for path in [top + "/README.md"] + sorted(glob.glob(top + "/docs/*.md")
+                                              + glob.glob(top + "/series/**/*.txt", recursive=True)):
+        old, new = open(path).read(), fill(path)
+        name = os.path.relpath(path, top)
+        if check and new != old:
+            subprocess.run(["diff", "-u", path, "-"], input=new, text=True, stdout=sys.stderr)
+            die(f"{name} does not show what is in results/, faults/ and series/: run make readme")
+        if new != old:
+            open(path, "w").write(new)
+
+
+def current(machine):
+    if not on_pinned_base():
+        print("skip: linux/ is not on the pinned base")
+        return
+    old = [name for name in sorted(os.listdir(top + "/results"))
+           if re.fullmatch(rf"{machine}-perf(-o2)?(-.*)?\.csv", name)
+           and stale(read_csv(name[:-4])[0], [])]
+    if old:
+        die("results/ is not of the series in linux/: " + " ".join(old))
+
+
+def plot(name):
+    rows = read_csv(name + "-scaling")[1]
+    svg = f"{top}/results/{name}-scaling.svg"
+    lines = [("vfio_type1v2_iommu", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
+             ("iommufd", "base", "Linux 7.3.4, iommufd", "#b0452c", 5, 2),
+             ("vfio_type1v2_iommu", "series", "with the series, VFIO type1", "#2c6fb0", 7, 1),
+             ("iommufd", "series", "with the series, iommufd", "#2c6fb0", 5, 2)]
+    iommu = {"x86_64-vtd": "VT-d", "x86_64-amd": "AMD-Vi"}.get(name.rsplit("-perf")[0], name)
+    blocks, parts = "", []
+    for n, (container, kernel, title, colour, point, dash) in enumerate(lines):
+        points = "\n".join(f"{r['bytes']} {r['unmap_insn']}" for r in rows
+                           if (r["container"], r["kernel"]) == (container, kernel))
+        blocks += f"$line{n} << EOD\n{points}\nEOD\n"
+        parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" title "{title}"')
+    sizes = ", ".join(f'"{label}" {1 << power}' for label, power in (
+        ("64 MiB", 26), ("256 MiB", 28), ("1 GiB", 30), ("4 GiB", 32), ("16 GiB", 34), ("64 GiB", 36),
+        ("256 GiB", 38), ("1 TiB", 40)))
+    numbers = ", ".join(f'"{label}" {10 ** power}' for label, power in (
+        ("1 thousand", 3), ("10 thousand", 4), ("100 thousand", 5), ("1 million", 6), ("10 million", 7),
+        ("100 million", 8), ("1 billion", 9), ("10 billion", 10)))
+    subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
+set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
+set output "{svg}.new"
+set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages)"
+set logscale xy
+set xrange [4e7:2e12]
+set yrange [1e3:3e10]
+set xtics ({sizes})
+set ytics ({numbers})
+set xlabel "memory unmapped with one call" offset 0,-0.3
+set ylabel "CPU instructions executed"
+set grid
+set key bottom right
+set lmargin 19
+plot """ + ", ".join(parts) + "\n")
+    os.replace(svg + ".new", svg)
+
+
+def main(arguments):
+    commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
+                "bounds": (bounds, 1), "plot": (plot, 1), "current": (current, 1),
+                "show": (lambda name: print("\n".join(text_table(name, []))), 1),
+                "pages": (lambda check=None: pages(check), 0)}
+    if arguments[:1] == ["-h"]:
+        print(__doc__.strip())
+        return
+    function, count = commands.get(arguments[0] if arguments else "", (None, 0))
+    rest = arguments[1:]
+    if not function or len(rest) != count and not (function is commands["pages"][0] and rest == ["--check"]):
+        print(__doc__.strip(), file=sys.stderr)
+        sys.exit(2)
+    function(*rest)
+
+
+main(sys.argv[1:])
