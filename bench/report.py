@@ -33,7 +33,7 @@ def run(*command, **options):
 def git(*args):
     environment = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_SYSTEM="/dev/null",
                        GIT_ATTR_NOSYSTEM="1", LC_ALL="C")
-    return run("git", "-C", top + "/linux", *args, env=environment).strip()
+    return run("git", "-C", top + "/linux", *args, env=environment).rstrip("\n")
 
 
 def pin(name):
@@ -231,10 +231,11 @@ def stale(conditions, before):
     """A line if the run is not one of linux/'s series. On another base that cannot be said, and
     what the page said BEFORE stays."""
     if not on_pinned_base():
-        return [line for line in before if STALE in line][:1]
-    tree = git("rev-parse", "series^{tree}")
+        return [line for line in before if STALE in line]
     measured = conditions["series"]
-    return [] if measured.endswith("tree " + tree) else [f"**{STALE}** ({measured})."]
+    if measured.endswith("tree " + git("rev-parse", "series^{tree}")):
+        return []
+    return [f"**{STALE}** ({measured})."]
 
 
 def short(name):
@@ -267,13 +268,12 @@ def results_table(name, before):
         line = line[:2]
         for what in "map", "unmap":
             for k in KERNELS:
-                ms = [float(r[f"{what}_ms_{k}_{v}"]) for v in ("median", "min", "max")]
-                line.append("{:.2f} ({:.2f}-{:.2f})".format(*ms))
+                line.append("{:.2f}".format(float(r[f"{what}_ms_{k}_median"])))
         times.append(line)
     if get_pa:
         head += ["GET_PA, before", "after", "ratio"]
     text = markdown(head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
-    text += ["", "Wall time in ms, median and range:", ""]
+    text += ["", "Wall time in ms:", ""]
     text += markdown(["container", "memory", "map, before", "after", "unmap, before", "after"],
                      ["--", "--"] + ["--:"] * 4, times)
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
@@ -294,7 +294,8 @@ def headline_table(name, before):
             line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
         table.append([f" {cell} " for cell in line])
     head = "memory;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
-    return stale(conditions, before) + markdown([f" {h} " for h in head], ["---"] + ["--:"] * 6, table)
+    note = stale(conditions, before)
+    return note + [""] * len(note) + markdown([f" {h} " for h in head], ["---"] + ["--:"] * 6, table)
 
 
 def text_table(name, before):
@@ -327,16 +328,19 @@ def profile_table(name, before):
 
 
 def faults_table(_name, _before):
-    """The injected bugs of faults/: what each is, where, and what is to find it."""
-    rows = []
-    for path in sorted(glob.glob(top + "/faults/*.tsv")):
-        for line in read_lines(path):
-            if line and not line.startswith("#"):
-                name, file = line.split("\t")[:2]
-                rows.append([f"`{name}`", f"`{file.replace('drivers/iommu/', '')}`"])
-    listed = run(top + "/faults/unmap", "--list").split()
-    rows += [[f"`{name}`", "`unmap.patch`"] for name in listed]
-    return markdown(["fault", "in"], ["--", "--"], rows)
+    """The injected bugs of faults/unmap.tsv, and those of faults/lookup.tsv by file."""
+    rows, lookup = [], {}
+    for line in read_lines(top + "/faults/unmap.tsv"):
+        if not line.startswith("#"):
+            name, what, found = line.split("\t")
+            rows.append([f"`{name}`", what, found])
+    for line in read_lines(top + "/faults/lookup.tsv"):
+        if not line.startswith("#"):
+            name, file = line.split("\t")[:2]
+            lookup.setdefault(file.rsplit("/", 1)[1], []).append(f"`{name}`")
+    return (markdown(["fault", "what it breaks", "found by"], ["--"] * 3, rows) + [""]
+            + markdown(["in", "faults in the lookup"], ["--"] * 2,
+                       [[f"`{file}`", " ".join(names)] for file, names in lookup.items()]))
 
 
 def parts_table(_name, _before):

@@ -7,7 +7,7 @@
 
 # boot_must_fail LIMIT PATTERN...: vm/boot fails within LIMIT seconds and says every PATTERN
 boot_must_fail() {
-	local limit=$1 job=${name#boot-} machine=${MACHINE:-x86_64-vtd} out kernel pattern
+	local limit=$1 job=${test_name#boot-} machine=${MACHINE:-x86_64-vtd} out kernel pattern
 	shift
 	out=$cache/runs/$machine-$job
 	mkdir -p "$out"

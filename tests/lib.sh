@@ -5,15 +5,15 @@
 # shellcheck source=lib/series.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/series.sh"
 
-name=$(basename "$0")
+test_name=$(basename "$0")
 failed=0
 # each takes the case, if the test has several, and what there is to say of it
-ok() { echo "ok $name${1:+/$1}${2:+ $2}"; }
+ok() { echo "ok $test_name${1:+/$1}${2:+ $2}"; }
 not_ok() {
-	echo "not ok $name${1:+/$1} - $2"
+	echo "not ok $test_name${1:+/$1} - $2"
 	failed=1
 }
-skip() { echo "skip $name${1:+/$1} - $2"; }
+skip() { echo "skip $test_name${1:+/$1} - $2"; }
 # passes COMMAND...: the test is that it does
 passes() { if "$@" >&2; then ok; else not_ok "" "see above"; fi; }
 # make_work: sets $work to a directory in the cache that goes away with the script

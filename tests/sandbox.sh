@@ -12,15 +12,15 @@ export GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@localhost.invalid
 unset KERNEL MIRROR MAKEFLAGS # make hands KERNEL= on in the last
 
 ok() {
-	echo "ok $name"
+	echo "ok $test_name"
 	exit
 }
 skip() {
-	echo "skip $name - $*"
+	echo "skip $test_name - $*"
 	exit
 }
 not_ok() {
-	echo "not ok $name - $*"
+	echo "not ok $test_name - $*"
 	[ ! -s "$tmp/out" ] || sed 's/^/# /' "$tmp/out"
 	exit 1
 }
