@@ -65,7 +65,8 @@ def write_csv(name, work, conditions, columns, rows):
     path = f"{top}/results/{name}.csv"
     os.makedirs(top + "/results", exist_ok=True)
     with open(path + ".new", "w", newline="") as out:
-        out.write("\n".join(read_lines(work + "/conditions") + ["# " + c for c in conditions]) + "\n")
+        head = read_lines(work + "/conditions") + ["# " + c for c in conditions]
+        out.write("\n".join(head) + "\n")
         csv.writer(out, lineterminator="\n").writerows([columns] + rows)
     os.replace(path + ".new", path)
     print(f"wrote results/{name}.csv; raw results in {work}", file=sys.stderr)
@@ -81,7 +82,7 @@ def ratio(before, after):
 
 
 def bench(work, name):
-    """Lines "KERNEL CLOCK # unmap: ..." and "KERNEL CLOCK lookups: ...", in the order of the runs."""
+    """Lines "KERNEL CLOCK # unmap: ..." and "KERNEL CLOCK lookups: ...", in their order."""
     rows = {}
     for line in read_lines(work + "/raw"):
         kernel, clock, what = line.split()[:3]
@@ -183,7 +184,8 @@ def profile(work, name):
         die(f"{len(measured)} windows of the bound for {len(memories)} kinds of memory")
     for i, memory in enumerate(memories):
         unpin, clear = measured[2 * i]["class"], measured[2 * i + 1]["class"]
-        if not unpin.get("unpin") or not clear.get("clear") or unpin.get("clear") or clear.get("unpin"):
+        if [bool(w.get(c)) for w in (unpin, clear) for c in ("unpin", "clear")] != [
+                True, False, False, True]:
             die(f"no bound for {memory} in {work}/bound.profile")
         bound[memory] = unpin["unpin"], clear["clear"]
 
@@ -198,7 +200,8 @@ def profile(work, name):
                           + [f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
                              f"{total / (unpin + clear):.2f}"])
             functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
-                          for function, count in sorted(window["function"].items(), key=lambda f: -f[1])
+                          for function, count in sorted(window["function"].items(),
+                                                        key=lambda f: -f[1])
                           if count * 100 >= total]
     insn = ("insn: guest instructions of one unmap, the median of 3 rounds, all rows in one boot, "
             "-icount shift=0 -smp 1, counted by bench/profile-plugin.c; each total agrees with the "
@@ -213,8 +216,8 @@ def profile(work, name):
         + "lookup_percent bound_unpin bound_unmap multiple".split(), totals)
     write_csv(name + "-profile-functions", work, [
         insn,
-        "functions: what each executes itself, without what it calls; those with 1% of their row or "
-        "more"], "container memory kernel function insn percent".split(), functions)
+        "functions: what each executes itself, without what it calls; those with 1% of their row "
+        "or more"], "container memory kernel function insn percent".split(), functions)
 
 
 # Tables
@@ -246,8 +249,8 @@ def measured_with(conditions, name):
     level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
     qemu = re.search(r"version ([0-9.]+)", conditions["qemu"])[1]
     compiler = re.search(r"(\S+) \(.*\) ([0-9.]+),", conditions["compiler"])
-    return (f"{conditions['date']}, {conditions['series']}; `{level}`, {compiler[1]} {compiler[2]}, "
-            f"QEMU {qemu}. [CSV](../results/{name}.csv)")
+    return (f"{conditions['date']}, {conditions['series']}; `{level}`, {compiler[1]} "
+            f"{compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
 
 
 def results_table(name, before):
@@ -257,7 +260,7 @@ def results_table(name, before):
     get_pa = "get_pa_insn_base" in rows[0]
     table, times = [], []
     for r in rows:
-        runs = r["runs_base"] if r["runs_base"] == r["runs_series"] else f"{r['runs_base']}, {r['runs_series']}"
+        runs = ", ".join(dict.fromkeys([r["runs_base"], r["runs_series"]]))
         line = [short(r["container"]), short(r["memory"]), int(r["bytes"]) >> 20, runs]
         line += [million(r[f"map_insn_{k}"]) for k in KERNELS]
         line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
@@ -282,7 +285,8 @@ def results_table(name, before):
 def headline_table(name, before):
     conditions, rows = read_csv(name)
     cells = {(short(r["container"]), r["memory"]): r for r in rows}
-    words = {"hugetlb_2mb": "2 MiB pages", "hugetlb_1gb": "1 GiB page", "thp": "transparent huge pages",
+    words = {"hugetlb_2mb": "2 MiB pages", "hugetlb_1gb": "1 GiB page",
+             "thp": "transparent huge pages",
              "in_order": "4 KiB pages, contiguous", "scattered": "4 KiB pages, scattered",
              "hugetlb_2mb_off_by_page": "2 MiB pages, IOVA off by 4 KiB"}
     table = []
@@ -291,11 +295,13 @@ def headline_table(name, before):
         line = [f"{size} MiB, {words[short(memory)]}"]
         for container in "type1", "iommufd":
             r = cells[container, memory]
-            line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
+            line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS]
+            line.append(f"**{r['unmap_insn_ratio']}**")
         table.append([f" {cell} " for cell in line])
     head = "memory;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
     note = stale(conditions, before)
-    return note + [""] * len(note) + markdown([f" {h} " for h in head], ["---"] + ["--:"] * 6, table)
+    return note + [""] * len(note) + markdown([f" {h} " for h in head],
+                                              ["---"] + ["--:"] * 6, table)
 
 
 def text_table(name, before):
@@ -323,8 +329,8 @@ def profile_table(name, before):
              + [million(r[c]) for c in ["total"] + CLASSES] + [r["lookup_percent"], r["multiple"]]
              for r in rows]
     head = ["container", "memory", "kernel", "total"] + CLASSES + ["lookup, %", "of the bound"]
-    return stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""] + markdown(
-        head, ["--"] * 3 + ["--:"] * 10, table)
+    note = stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""]
+    return note + markdown(head, ["--"] * 3 + ["--:"] * 10, table)
 
 
 def faults_table(_name, _before):
@@ -374,7 +380,9 @@ def fill(path):
             ends = [i for i in range(at, len(lines)) if lines[i].startswith("<!-- end of ")]
             if not ends:
                 die(f"{path}: nothing ends {mark[0]}")
-            table = text_table if mark[1] == "results" and path.endswith(".txt") else TABLES[mark[1]]
+            table = TABLES[mark[1]]
+            if table is results_table and path.endswith(".txt"):
+                table = text_table
             text = table(mark[2], lines[at:ends[0]])
             blank = [""] if path.endswith(".md") else []
             out += blank + [line.rstrip() for line in text] + blank
@@ -383,8 +391,8 @@ def fill(path):
 
 
 def pages(check):
-    for path in [top + "/README.md"] + sorted(glob.glob(top + "/docs/*.md")
-                                              + glob.glob(top + "/series/**/*.txt", recursive=True)):
+    found = glob.glob(top + "/docs/*.md") + glob.glob(top + "/series/**/*.txt", recursive=True)
+    for path in [top + "/README.md"] + sorted(found):
         old, new = open(path).read(), fill(path)
         name = os.path.relpath(path, top)
         if check and new != old:
@@ -418,13 +426,12 @@ def plot(name):
         points = "\n".join(f"{r['bytes']} {r['unmap_insn']}" for r in rows
                            if (r["container"], r["kernel"]) == (container, kernel))
         blocks += f"$line{n} << EOD\n{points}\nEOD\n"
-        parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" title "{title}"')
-    sizes = ", ".join(f'"{label}" {1 << power}' for label, power in (
-        ("64 MiB", 26), ("256 MiB", 28), ("1 GiB", 30), ("4 GiB", 32), ("16 GiB", 34), ("64 GiB", 36),
-        ("256 GiB", 38), ("1 TiB", 40)))
-    numbers = ", ".join(f'"{label}" {10 ** power}' for label, power in (
-        ("1 thousand", 3), ("10 thousand", 4), ("100 thousand", 5), ("1 million", 6), ("10 million", 7),
-        ("100 million", 8), ("1 billion", 9), ("10 billion", 10)))
+        parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" '
+                     f'title "{title}"')
+    sizes = ", ".join(f'"{label}" {1 << 26 + 2 * n}' for n, label in enumerate(
+        "64 MiB,256 MiB,1 GiB,4 GiB,16 GiB,64 GiB,256 GiB,1 TiB".split(",")))
+    numbers = ", ".join(f'"{factor} {word}" {factor * scale}' for word, scale in (
+        ("thousand", 10**3), ("million", 10**6), ("billion", 10**9)) for factor in (1, 10, 100))
     subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
 set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
 set output "{svg}.new"
@@ -453,7 +460,9 @@ def main(arguments):
         return
     function, count = commands.get(arguments[0] if arguments else "", (None, 0))
     rest = arguments[1:]
-    if not function or len(rest) != count and not (function is commands["pages"][0] and rest == ["--check"]):
+    if rest == ["--check"] and arguments[0] == "pages":
+        count = 1
+    if not function or len(rest) != count:
         print(__doc__.strip(), file=sys.stderr)
         sys.exit(2)
     function(*rest)

@@ -4,7 +4,8 @@
 
 set -euo pipefail
 export LC_ALL=C
-# Run from a git hook or `git rebase --exec`, git's own variables would point our git calls at the wrong repository.
+# Run from a git hook or `git rebase --exec`, git's own variables would point our git calls at the
+# wrong repository.
 if command -v git >/dev/null; then
 	# shellcheck disable=SC2046
 	unset $(git rev-parse --local-env-vars)
@@ -30,7 +31,8 @@ need() {
 	((${#missing[@]} == 0)) || die "missing: ${missing[*]}; run: make packages"
 }
 
-# run_logged NAME PROGRAM ARG...   (a program: in a shell function called from here `set -e` would have no effect)
+# run_logged NAME PROGRAM ARG...   (a program: in a shell function called from here `set -e` would
+# have no effect)
 run_logged() {
 	local name=$1 log=$logs/$1.log ticker rc=0
 	shift
@@ -63,7 +65,8 @@ lock() {
 	flock -n "$lock_fd" || { say "waiting for another run ($cache/locks/$1)"; flock "$lock_fd"; }
 }
 
-# checkout_src REPOSITORY TREE [DIR]   (into the one build checkout $cache/src, for who holds `lock build`, or into one of the caller's own)
+# checkout_src REPOSITORY TREE [DIR]   (into the one build checkout $cache/src, for who holds `lock
+# build`, or into one of the caller's own)
 checkout_src() {
 	local tree dir=${3:-$cache/src}
 	tree=$(git -C "$1" rev-parse --verify -q "$2^{tree}") || die "no commit $2 in $1"
@@ -72,15 +75,18 @@ checkout_src() {
 	rm -f "$dir.index.lock" # of a run that was killed
 	# A private index: only files that differ are touched, and nothing is fetched or copied.
 	# All of it, though the repository itself may have only part checked out.
-	GIT_INDEX_FILE=$dir.index git -C "$1" -c core.sparseCheckout=false --work-tree="$dir" read-tree --reset -u "$tree" ||
+	GIT_INDEX_FILE=$dir.index git -C "$1" -c core.sparseCheckout=false \
+		--work-tree="$dir" read-tree --reset -u "$tree" ||
 		die "cannot check out $tree from $1 into $dir (disk full? delete $dir and $dir.index to start over)"
 }
 
-# commit_index INDEX PARENT MESSAGE   (a commit of linux/ that no branch knows, with the files of INDEX, the same each time; prints it)
+# commit_index INDEX PARENT MESSAGE   (a commit of linux/ that no branch knows, with the files of
+# INDEX, the same each time; prints it)
 commit_index() {
 	local -x GIT_AUTHOR_NAME=iova GIT_AUTHOR_EMAIL=iova@localhost.invalid GIT_AUTHOR_DATE='@0 +0000'
 	local -x GIT_COMMITTER_NAME=iova GIT_COMMITTER_EMAIL=iova@localhost.invalid GIT_COMMITTER_DATE='@0 +0000'
-	git -C "$top/linux" commit-tree -m "$3" -p "$2" "$(GIT_INDEX_FILE=$1 git -C "$top/linux" write-tree)"
+	git -C "$top/linux" commit-tree -m "$3" -p "$2" \
+		"$(GIT_INDEX_FILE=$1 git -C "$top/linux" write-tree)"
 }
 
 # load_machine NAME: reads machines/NAME/machine; $build is the machine whose kernel it boots
@@ -102,7 +108,8 @@ qemu_lacks() {
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IOVA_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/iova-to-phys-length}
-mkdir -p "$cache/logs" || die "cannot make the cache $cache; set IOVA_CACHE to a place with 10 GB free"
+mkdir -p "$cache/logs" ||
+	die "cannot make the cache $cache; set IOVA_CACHE to a place with 10 GB free"
 cache=$(cd "$cache" && pwd -P)
 logs=$cache/logs
 linux=$top/linux

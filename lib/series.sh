@@ -6,7 +6,8 @@
 
 series=$top/series
 
-# git without the user's configuration, attributes and hooks: what it makes is the same on every machine.
+# git without the user's configuration, attributes and hooks: what it makes is the same on every
+# machine.
 plain_git() {
 	GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_ATTR_NOSYSTEM=1 \
 		HOME=/nonexistent XDG_CONFIG_HOME=/nonexistent GIT_TERMINAL_PROMPT=0 TZ=UTC \
@@ -36,40 +37,47 @@ subjects() {
 same_patches() {
 	[[ $(cd "$1" && patches .) == "$(cd "$2" && patches .)" ]] || return 1
 	local patch
-	while read -r patch; do cmp -s "$patch" "$2/${patch##*/}" || return 1; done < <(patches "$1")
+	while read -r patch; do cmp -s "$patch" "$2/${patch##*/}" ||
+		return 1; done < <(patches "$1")
 }
 
 # listing DIR: names and sums of its patches
 listing() { (cd "$1" && patches . | xargs -r sha256sum); }
 
-# make_scratch: sets $scratch to a directory on the checkout's file system that goes away with the script
+# make_scratch: sets $scratch to a directory on the checkout's file system that goes away with the
+# script
 make_scratch() {
 	scratch=$(mktemp -d "$top/.tmp.XXXXXX") || die "cannot write to $top $(disk_room "$top")"
 	trap 'rm -rf "$scratch"' EXIT
 }
 
-# borrow REPO DIR INIT-OPTION...: a new repository DIR that sees the objects of REPO, but none of its configuration
+# borrow REPO DIR INIT-OPTION...: a new repository DIR that sees the objects of REPO, but none of
+# its configuration
 borrow() {
 	plain_git init -q --template= "${@:3}" "$2"
 	local dir
 	dir=$(plain_git -C "$2" rev-parse --absolute-git-dir)
 	mkdir -p "$dir/info"
-	git -C "$1" rev-parse --path-format=absolute --git-path objects >"$dir/objects/info/alternates"
+	git -C "$1" rev-parse --path-format=absolute --git-path objects \
+		>"$dir/objects/info/alternates"
 }
 
-# format_series REPO BASE DIR: BASE..HEAD as patches in DIR, byte for byte the same for the same commits
+# format_series REPO BASE DIR: BASE..HEAD as patches in DIR, byte for byte the same for the same
+# commits
 format_series() {
 	local range
 	range=$(git -C "$1" rev-parse "$2^{commit}")..$(git -C "$1" rev-parse HEAD)
 	mkdir "$3"
-	# A bare repository has no .gitattributes either, whose diff drivers differ from one git to the next.
+	# A bare repository has no .gitattributes either, whose diff drivers differ from one git to
+	# the next.
 	borrow "$1" "$3.git" --bare
 	plain_git -C "$3.git" format-patch --quiet --output-directory "$3" --no-numbered --no-signature --zero-commit \
 		--full-index --no-renames --diff-algorithm=myers "$range" >&2 || return
 	[ "$(patches "$3" | wc -l)" = "$(plain_git -C "$3.git" rev-list --count "$range")" ]
 }
 
-# apply_series REPO BASE PATCHDIR DIR: a new repository DIR with the patches on BASE, checked out only where they touch it
+# apply_series REPO BASE PATCHDIR DIR: a new repository DIR with the patches on BASE, checked out
+# only where they touch it
 apply_series() {
 	local base=$2 dir=$4 all=() three=() n
 	mapfile -t all < <(patches "$3")
@@ -77,9 +85,11 @@ apply_series() {
 	plain_git -C "$dir" update-ref HEAD "$base"
 	((${#all[@]})) || return 0
 	plain_git -C "$dir" config core.sparseCheckout true
-	sed -n 's|^diff --git a/\(.*\) b/\(.*\)|/\1\n/\2|p' "${all[@]}" >"$dir/.git/info/sparse-checkout"
+	sed -n 's|^diff --git a/\(.*\) b/\(.*\)|/\1\n/\2|p' "${all[@]}" \
+		>"$dir/.git/info/sparse-checkout"
 	plain_git -C "$dir" read-tree -mu HEAD
-	# On the pinned base every hunk has to fit as it is; on another one it may have to be merged.
+	# On the pinned base every hunk has to fit as it is; on another one it may have to be
+	# merged.
 	[ "$base" = "$(pin commit)" ] || three=(--3way)
 	GIT_COMMITTER_NAME=$committer_name GIT_COMMITTER_EMAIL=$committer_email \
 		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr --no-scissors --whitespace=nowarn \
@@ -95,7 +105,8 @@ apply_series() {
 failing_hunks() {
 	plain_git -C "$1" reset -q --hard
 	plain_git -C "$1" apply --reject "$2" 2>/dev/null || :
-	find "$1" -name '*.rej' -not -path '*/.git/*' -exec sh -c 'for f; do printf "failing in "; cat "$f"; done' - {} +
+	find "$1" -name '*.rej' -not -path '*/.git/*' -exec sh \
+		-c 'for f; do printf "failing in "; cat "$f"; done' - {} +
 }
 
 committer_name=$(git -C "$top" config user.name || echo "series builder")
@@ -112,7 +123,8 @@ linux_state() {
 			die "linux/ is in the middle of something ($state); finish or abort it: git -C linux status"
 	done
 	branch=$(git -C "$linux" symbolic-ref -q --short HEAD || echo "a detached HEAD")
-	[ "$branch" = series ] || die "linux/ is on $branch, not on branch series; run: git -C linux switch series"
+	[ "$branch" = series ] ||
+		die "linux/ is on $branch, not on branch series; run: git -C linux switch series"
 }
 
 # linux_clean: dies if linux/ has uncommitted changes
@@ -128,11 +140,13 @@ set_synced() {
 	local sums
 	if sums=$(listing "$series" | git -C "$linux" hash-object -w --stdin) &&
 		git -C "$linux" update-ref refs/series/patches "$sums" &&
-		git -C "$linux" update-ref refs/series/commit "$(git -C "$linux" rev-parse HEAD)"; then
+		git -C "$linux" update-ref refs/series/commit \
+			"$(git -C "$linux" rev-parse HEAD)"; then
 		return
 	fi
 	die "linux/ and series/ agree, but linux/.git has no room to note that $(disk_room "$linux"); make some and run this again"
 }
 synced_commit() { git -C "$linux" rev-parse -q --verify refs/series/commit || echo none; }
-series_changed() { [ "$(git -C "$linux" cat-file blob refs/series/patches 2>/dev/null)" != "$(listing "$series")" ]; }
+series_changed() { [ "$(git -C "$linux" cat-file blob refs/series/patches 2>/dev/null)" != \
+	"$(listing "$series")" ]; }
 linux_changed() { [ "$(synced_commit)" != "$(git -C "$linux" rev-parse HEAD)" ]; }

@@ -36,30 +36,35 @@ kernel_make() {
 	local obj=$1 tools=(CROSS_COMPILE="$cross")
 	shift
 	[ -z "${LLVM:-}" ] || tools=(LLVM="$LLVM")
-	nice make -C "$check/src" O="$obj" ARCH="$arch" "${tools[@]}" CC="ccache $(compiler)" LOCALVERSION= "$@"
+	nice make -C "$check/src" O="$obj" ARCH="$arch" "${tools[@]}" CC="ccache $(compiler)" \
+		LOCALVERSION= "$@"
 }
 
 # kernel_config NAME OBJ: the configuration of review/configs/NAME for what is checked out
 kernel_config() {
 	local fragments=("$top/review/configs/common.config" "$top/review/configs/$1.config")
 	kernel_make "$2" -s "$config_start" &&
-		"$check/src/scripts/kconfig/merge_config.sh" -Q -m -O "$2" "$2/.config" "${fragments[@]}" >/dev/null &&
+		"$check/src/scripts/kconfig/merge_config.sh" -Q -m -O "$2" "$2/.config" \
+			"${fragments[@]}" >/dev/null &&
 		kernel_make "$2" -s olddefconfig
 }
 
-# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text<tab>the file that was compiled", each once: a header's comes with each file
-# that includes it
+# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text<tab>the file that was compiled",
+# each once: a header's comes with each file that includes it
 messages() {
-	# kernel-doc's are checked elsewhere. A file that was compiled twice means what it said last.
+	# kernel-doc's are checked elsewhere. A file that was compiled twice means what it said
+	# last.
 	sed -nE "s#^  CC +(\[M\] +)?(.*)\.o\$#\2.c#p
 		s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
-		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | awk -F '\t' '
+		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" |
+			awk -F '\t' '
 		NF == 1 { now = $1; for (said in by) if (by[said] == now) delete by[said]; next }
 		{ by[$0] = now }
 		END { for (said in by) print said "\t" by[said] }' | sort
 }
 
-# fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in file KNOWN, whatever their lines
+# fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in
+# file KNOWN, whatever their lines
 fresh() {
 	awk -F '\t' '{ key = $1 "\t" $3; gsub(/line [0-9]+/, "line", key) }
 		FILENAME != "-" { known[key]++; next }
@@ -73,7 +78,8 @@ touched() { git -C "$1" diff --name-only --no-renames --diff-filter=d "$2" "$3";
 check_out() {
 	[ "$(cat "$check/src.tree" 2>/dev/null)" != "$2" ] || return 0
 	rm -f "$check/src.tree"
-	checkout_src "$1" "$2" "$check/src" 2>"$logs/review-checkout.log" || die "see $logs/review-checkout.log"
+	checkout_src "$1" "$2" "$check/src" 2>"$logs/review-checkout.log" ||
+		die "see $logs/review-checkout.log"
 	echo "$2" >"$check/src.tree"
 }
 
@@ -84,7 +90,8 @@ kernel_targets() {
 	[ "$1" != x86_64 ] || echo drivers/net/ethernet/marvell/octeontx2/nic/otx2_pf.o
 }
 
-# configure NAME REPO TREE: the configuration of review/configs for what is checked out; $obj and $log are its (for who holds `lock check`)
+# configure NAME REPO TREE: the configuration of review/configs for what is checked out; $obj and
+# $log are its (for who holds `lock check`)
 configure() {
 	local wanted
 	obj=$check/obj-$1${LLVM:-} log=$obj/.log
@@ -92,26 +99,31 @@ configure() {
 	need git make ccache flex bison bc sparse "$(compiler)"
 	mkdir -p "$obj"
 	touch "$obj/.known" "$log"
-	wanted=$( (git -C "$2" ls-tree -r "$3" -- "${check_dirs[@]}" | grep Kconfig; cat "$top/review/configs/"{common,"$1"}.config) | sha256sum)
+	wanted=$( (git -C "$2" ls-tree -r "$3" -- "${check_dirs[@]}" |
+		grep Kconfig; cat "$top/review/configs/"{common,"$1"}.config) | sha256sum)
 	[ "$wanted" != "$(cat "$obj/.kconfig" 2>/dev/null)" ] || return 0
 	rm -f "$obj/.kconfig"
 	kernel_config "$1" "$obj" >>"$log" 2>&1 && echo "$wanted" >"$obj/.kconfig"
 }
 
-# build NAME REPO TREE TARGET...: bring these to TREE, which is checked out, and print the messages that are new
+# build NAME REPO TREE TARGET...: bring these to TREE, which is checked out, and print the messages
+# that are new
 build() {
 	local name=$1 obj log rc=0 targets=("${@:4}")
 	# Sparse says the same whoever compiles.
 	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$top/review/sparse")
-	configure "$1" "$2" "$3" && kernel_make "$obj" -k -j"$(nproc)" -Otarget W=1 "${targets[@]}" >>"$log" 2>&1 || rc=$?
-	! grep -q 'C=1 specified, but' "$log" || die "the kernel does not take this sparse: see $log"
+	configure "$1" "$2" "$3" &&
+		kernel_make "$obj" -k -j"$(nproc)" -Otarget W=1 "${targets[@]}" >>"$log" 2>&1 ||
+			rc=$?
+	! grep -q 'C=1 specified, but' "$log" ||
+		die "the kernel does not take this sparse: see $log"
 	messages "$log" >"$obj/.messages"
 	fresh "$obj/.known" <"$obj/.messages" | sed "s/\$/ [$name]/" | tee "$obj/.fresh"
 	if ((rc)) && [ ! -s "$obj/.fresh" ]; then
 		echo "Makefile:1: error: does not build: $(grep -E '\*\*\*|rror' "$log" | tail -n 1) [$name]"
 	fi
-	# A file that was compiled, and then read by sparse, has said all it has to say. One that did not compile has not, and the others stand by
-	# what they said.
+	# A file that was compiled, and then read by sparse, has said all it has to say. One that
+	# did not compile has not, and the others stand by what they said.
 	grep -oE '^  (CC|CHECK) +.*\.[oc]$' "$log" | awk -v sparse="${LLVM:-yes}" '
 		{ sub(/\.o$/, ".c", $NF); if ($1 == "CC") compiled[$NF]; if ($1 == "CHECK" || sparse != "yes") read[$NF] }
 		END { for (file in compiled) print file "\t" (file in read) }' >"$obj/.compiled"
@@ -123,7 +135,9 @@ build() {
 	mv "$log" "$logs/review-$name${LLVM:-}.log"
 }
 
-# complete_config NAME: dies if the last build there lacks what review/configs asks for; before the last patch it may
+# complete_config NAME: dies if the last build there lacks what review/configs asks for; before the
+# last patch it may
 complete_config() {
-	"$top/vm/config-check" "$check/obj-$1${LLVM:-}/.config" "$top/review/configs/common.config" "$top/review/configs/$1.config"
+	"$top/vm/config-check" "$check/obj-$1${LLVM:-}/.config" \
+		"$top/review/configs/common.config" "$top/review/configs/$1.config"
 }

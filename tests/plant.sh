@@ -21,18 +21,23 @@ plant_start() {
 # plant NAME SUBJECT [LAST-LINE]: the changes to $file as a patch
 plant() {
 	planted+=("$1")
-	printf '%s\n\nA fault that make review has to find, or the lack of one.\n\n%s\n' "$2" "${3-Assisted-by: LLM}" |
-		plain_git -C "$repo" -c user.name=review -c user.email=review@localhost.invalid commit -q --cleanup=verbatim -aF -
+	printf '%s\n\nA fault that make review has to find, or the lack of one.\n\n%s\n' "$2" \
+		"${3-Assisted-by: LLM}" |
+		plain_git -C "$repo" -c user.name=review -c user.email=review@localhost.invalid \
+			commit -q --cleanup=verbatim -aF -
 }
 
 # plant_review STEPS: leaves what make review finds in $scratch/out
 plant_review() {
 	format_series "$repo" "$(git -C "$linux" rev-parse HEAD)" "$scratch/planted"
-	STEPS=$1 BASE=HEAD ARCHES=x86_64 "$top/review/run" "$scratch/planted" >"$scratch/out" 2>"$scratch/err" || :
-	grep -qE '^[0-9]+ patches, [0-9]+ findings$' "$scratch/out" || { cat "$scratch/err" >&2; die "make review did not end"; }
+	STEPS=$1 BASE=HEAD ARCHES=x86_64 "$top/review/run" "$scratch/planted" >"$scratch/out" \
+		2>"$scratch/err" || :
+	grep -qE '^[0-9]+ patches, [0-9]+ findings$' "$scratch/out" ||
+		{ cat "$scratch/err" >&2; die "make review did not end"; }
 }
 
-# found NAME FILE-LINE-TEXT: exactly that, an extended regular expression, is said of the patch; nothing with ok
+# found NAME FILE-LINE-TEXT: exactly that, an extended regular expression, is said of the patch;
+# nothing with ok
 found() {
 	local i said
 	for i in "${!planted[@]}"; do [ "${planted[i]}" != "$1" ] || break; done

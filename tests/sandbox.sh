@@ -32,12 +32,14 @@ refused() {
 	shift
 	! "$@" >"$tmp/out" 2>&1 || not_ok "$* was not refused"
 	local word
-	for word in "${words[@]}"; do grep -qF -- "$word" "$tmp/out" || not_ok "$* does not say \"$word\""; done
+	for word in "${words[@]}"; do grep -qF -- "$word" "$tmp/out" ||
+		not_ok "$* does not say \"$word\""; done
 }
 
 works() { "$@" >"$tmp/out" 2>&1 || not_ok "$* failed"; }
 
-# small_checkout DIR: this repo in DIR, but with a base kernel of two small files, two patches, and linux/ made
+# small_checkout DIR: this repo in DIR, but with a base kernel of two small files, two patches, and
+# linux/ made
 small_checkout() {
 	local n kernel=$tmp/kernel
 	git init -q "$kernel"
@@ -47,7 +49,8 @@ small_checkout() {
 	export KERNEL=$kernel
 	mkdir -p "$1/series"
 	cp -r "$top"/{Makefile,bench,faults,lib,post,tree,vm} "$1"
-	sed "s/^commit=.*/commit=$(git -C "$kernel" rev-parse HEAD)/" "$top/series/base" >"$1/series/base"
+	sed "s/^commit=.*/commit=$(git -C "$kernel" rev-parse HEAD)/" "$top/series/base" \
+		>"$1/series/base"
 	cd "$1" || exit
 	works tree/apply
 	change one.c 10 first
