@@ -34,7 +34,7 @@ need() {
 # run_logged NAME PROGRAM ARG...   (a program: in a shell function called from here `set -e` would
 # have no effect)
 run_logged() {
-	local name=$1 log=$logs/$1.log ticker rc=0
+	local name=$1 log=$logs/$1.log ticker last rc=0
 	shift
 	say "$name: log in $log"
 	: >"$log"
@@ -44,7 +44,10 @@ run_logged() {
 		for ((i = 1; ; i++)); do
 			read -rt 1 -u "$never" || :
 			kill -0 $$ 2>/dev/null || exit
-			((i % 20)) || say "$name ... still running, last line: $(tail -c 4000 "$log" | tr '\r' '\n' | grep . | tail -n 1)"
+			if ((i % 20 == 0)); then
+				last=$(tail -c 4000 "$log" | tr '\r' '\n' | grep . | tail -n 1) || :
+				say "$name ... still running, last line: $last"
+			fi
 		done
 	} &
 	ticker=$!
@@ -62,7 +65,10 @@ run_logged() {
 lock() {
 	mkdir -p "$cache/locks"
 	exec {lock_fd}>"$cache/locks/$1"
-	flock -n "$lock_fd" || { say "waiting for another run ($cache/locks/$1)"; flock "$lock_fd"; }
+	if ! flock -n "$lock_fd"; then
+		say "waiting for another run ($cache/locks/$1)"
+		flock "$lock_fd"
+	fi
 }
 
 # checkout_src REPOSITORY TREE [DIR]   (into the one build checkout $cache/src, for who holds `lock

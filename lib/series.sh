@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# usage: . "$(dirname "$0")/lib-series.sh"   (lib.sh, and what the scripts that handle the patches share)
+# usage: . "$(dirname "$0")/../lib/series.sh"
+# lib.sh, and what scripts that handle the patches share
 
 # shellcheck source=lib/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,11 +26,16 @@ patches() { find "$1" -maxdepth 1 -name '[0-9][0-9][0-9][0-9]-*.patch' | sort; }
 subjects() {
 	# shellcheck disable=SC2016 # awk's
 	patches "$1" | xargs -rd '\n' awk '
-		FNR == 1 { if (NR > 1) print path "\t" subject; path = FILENAME; subject = ""; where = "header" }
+		FNR == 1 {
+			if (NR > 1) print path "\t" subject
+			path = FILENAME; subject = ""; where = "header"
+		}
 		/^$/ { where = "body" }
 		where == "subject" && /^[ \t]/ { subject = subject " " substr($0, 2); next }
 		where == "subject" { where = "header" }
-		where == "header" && sub(/^Subject: (\[[^]]*PATCH[^]]*\] )?/, "") { subject = $0; where = "subject" }
+		where == "header" && sub(/^Subject: (\[[^]]*PATCH[^]]*\] )?/, "") {
+			subject = $0; where = "subject"
+		}
 		END { if (NR) print path "\t" subject }'
 }
 
@@ -71,8 +77,8 @@ format_series() {
 	# A bare repository has no .gitattributes either, whose diff drivers differ from one git to
 	# the next.
 	borrow "$1" "$3.git" --bare
-	plain_git -C "$3.git" format-patch --quiet --output-directory "$3" --no-numbered --no-signature --zero-commit \
-		--full-index --no-renames --diff-algorithm=myers "$range" >&2 || return
+	plain_git -C "$3.git" format-patch --quiet --output-directory "$3" \
+		--no-numbered --no-signature --zero-commit --full-index --no-renames --diff-algorithm=myers "$range" >&2 || return
 	[ "$(patches "$3" | wc -l)" = "$(plain_git -C "$3.git" rev-list --count "$range")" ]
 }
 
@@ -92,8 +98,8 @@ apply_series() {
 	# merged.
 	[ "$base" = "$(pin commit)" ] || three=(--3way)
 	GIT_COMMITTER_NAME=$committer_name GIT_COMMITTER_EMAIL=$committer_email \
-		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr --no-scissors --whitespace=nowarn \
-		--committer-date-is-author-date "${all[@]}" >"$dir/.git/am.log" 2>&1 && return
+		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
+		--no-scissors --whitespace=nowarn --committer-date-is-author-date "${all[@]}" >"$dir/.git/am.log" 2>&1 && return
 	# not its advice: this repository is gone in a moment
 	grep -E '^(error|fatal|CONFLICT)' "$dir/.git/am.log" >&2 || :
 	n=$(cat "$dir/.git/rebase-apply/next" 2>/dev/null) || die "git am cannot read the patches"
