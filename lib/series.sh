@@ -78,7 +78,8 @@ format_series() {
 	# the next.
 	borrow "$1" "$3.git" --bare
 	plain_git -C "$3.git" format-patch --quiet --output-directory "$3" \
-		--no-numbered --no-signature --zero-commit --full-index --no-renames --diff-algorithm=myers "$range" >&2 || return
+		--no-numbered --no-signature --zero-commit --full-index --no-renames \
+		--diff-algorithm=myers "$range" >&2 || return
 	[ "$(patches "$3" | wc -l)" = "$(plain_git -C "$3.git" rev-list --count "$range")" ]
 }
 
@@ -99,7 +100,8 @@ apply_series() {
 	[ "$base" = "$(pin commit)" ] || three=(--3way)
 	GIT_COMMITTER_NAME=$committer_name GIT_COMMITTER_EMAIL=$committer_email \
 		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
-		--no-scissors --whitespace=nowarn --committer-date-is-author-date "${all[@]}" >"$dir/.git/am.log" 2>&1 && return
+		--no-scissors --whitespace=nowarn --committer-date-is-author-date \
+		"${all[@]}" >"$dir/.git/am.log" 2>&1 && return
 	# not its advice: this repository is gone in a moment
 	grep -E '^(error|fatal|CONFLICT)' "$dir/.git/am.log" >&2 || :
 	n=$(cat "$dir/.git/rebase-apply/next" 2>/dev/null) || die "git am cannot read the patches"
