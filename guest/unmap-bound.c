@@ -89,7 +89,7 @@ int main(int argc, char **argv)
 	}
 
 	mem = mmap_reserve(size, memory_page_size(memories[m].kind), 0);
-	reason = memory_populate(mem, size, memories[m].kind, &runs);
+	reason = memory_populate(mem, size, memories[m].kind);
 	if (reason) {
 		fprintf(stderr, "%s\n", reason);
 		return 1;
@@ -117,6 +117,11 @@ int main(int argc, char **argv)
 	map.iova = SZ_4G + memories[m].offset;
 	map.length = size;
 	do_ioctl(fd, IOMMU_IOAS_MAP, &map, "IOAS_MAP");
+	reason = memory_check_layout(mem, size, memories[m].kind, &runs);
+	if (reason) {
+		fprintf(stderr, "%s\n", reason);
+		return 1;
+	}
 	hwpt.dev_id = bind.out_devid;
 	hwpt.pt_id = ioas.out_ioas_id;
 	for (i = 0; i < 2; i++)

@@ -84,7 +84,7 @@ int main(int argc, char **argv)
 		void *mem;
 
 		mem = mmap_reserve(part, SZ_2M, 0);
-		reason = memory_populate(mem, part, MEMORY_HUGETLB_2MB, &runs);
+		reason = memory_populate(mem, part, MEMORY_HUGETLB_2MB);
 		if (reason) {
 			fprintf(stderr, "%s\n", reason);
 			return 1;
@@ -93,6 +93,11 @@ int main(int argc, char **argv)
 		for (unsigned long long done = 0; done < size; done += part)
 			map(iommu, mem, iova + done, part);
 		map_ns = now_ns() - start;
+		reason = memory_check_layout(mem, part, MEMORY_HUGETLB_2MB, &runs);
+		if (reason) {
+			fprintf(stderr, "%s\n", reason);
+			return 1;
+		}
 		start = now_ns();
 		unmap(iommu, iova, size);
 		unmap_ns = now_ns() - start;
