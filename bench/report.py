@@ -407,7 +407,7 @@ def current(machine):
         print("skip: linux/ is not on the pinned base")
         return
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-perf(-o2)?(-.*)?\.csv", name)
+           if re.fullmatch(rf"{machine}-perf(-o2)?(-scaling)?\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
