@@ -13,7 +13,7 @@ review = $(call needs,build text review $(1)) && tree/apply
 
 .PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
-	send-preview sign kernel boot packages lint clean
+	applies send-preview sign kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -98,6 +98,10 @@ parts: ## list the parts of the series, for the trees that would take them
 
 mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, SERIES=: signed copies)
 	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) post/mbox
+
+applies: ## show which patches apply to the kernels of post/kernels, or to KERNEL=
+	lib/packages --ask tree
+	post/applies
 
 send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
 	PART=$(PART) SERIES=$(SERIES) post/send-preview
