@@ -8,6 +8,8 @@
  * function of another class is called. A function is left with the return that matches its call: calls and returns in the kernel
  * are counted. Interrupts and exceptions, from the entry (x86: asm_*; arm64: the handlers of the vectors) to the iretq or eret,
  * are a class of their own, "interrupt".
+ *
+ * It marks the windows in QEMU's log, too, for what QEMU traces there.
  */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -34,6 +36,7 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
+void qemu_plugin_outs(const char *string);
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
 #define MAX_SYMBOLS 200000
@@ -119,6 +122,7 @@ static void on_start(unsigned int cpu, void *data)
 	memset(class_count, 0, sizeof(class_count));
 	for (size_t i = 0; i < nr_symbols; i++)
 		symbols[i].before = symbols[i].count;
+	qemu_plugin_outs("window begins\n");
 }
 
 static void on_stop(unsigned int cpu, void *data)
@@ -133,6 +137,7 @@ static void on_stop(unsigned int cpu, void *data)
 	if (!entries)
 		return;
 	windows++;
+	qemu_plugin_outs("window ends\n");
 	for (int i = 0; i < nr_classes; i++) {
 		fprintf(out, "%u class %s %" PRIu64 "\n", windows, classes[i], class_count[i]);
 		total += class_count[i];

@@ -156,6 +156,19 @@ def windows(path):
     return list(found.values())
 
 
+def invalidations(path):
+    """Per window of the plugin: the commands that the emulated IOMMU traced."""
+    found, count = [], 0
+    for line in read_lines(path):
+        if "window begins" in line:
+            count = 0
+        elif "window ends" in line:
+            found.append(count)
+        elif re.search(r"vtd_inv_desc_iotlb|amdvi_(pages|all)_inval|CMD_TLBI", line):
+            count += 1
+    return found
+
+
 def bounds(work):
     memory = {row["memory"]: row["size"] for row in profile_rows(work, "base")}
     print("\n".join(f"{name}:{size}" for name, size in memory.items()))
@@ -165,9 +178,13 @@ def profile(work, name):
     rows = {}
     for kernel in KERNELS:
         said, counted = profile_rows(work, kernel), windows(f"{work}/{kernel}.profile")
+        commands = invalidations(f"{work}/{kernel}/qemu.log")
         asked = read_lines(work + "/rows")
-        if len(said) != len(asked) or len(counted) != 3 * len(asked):
-            die(f"{kernel}: {len(said)} results and {len(counted)} windows for {len(asked)} rows")
+        if len(said) != len(asked) or not len(counted) == len(commands) == 3 * len(asked):
+            die(f"{kernel}: {len(said)} results, {len(counted)} windows, {len(commands)} of them in "
+                f"qemu.log, for {len(asked)} rows")
+        for window, count in zip(counted, commands):
+            window["invalidations"] = count
         for i, values in enumerate(said):
             # The round that is the median of three: the plugin agrees with the guest's clock.
             median = int(values["unmap_ns_median"])
@@ -197,7 +214,7 @@ def profile(work, name):
             unpin, clear = bound[values["memory"]]
             totals.append(head + [values["size"], kernel, values["runs"], total]
                           + [window["class"].get(c, 0) for c in CLASSES]
-                          + [f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
+                          + [window["invalidations"], f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
                              f"{total / (unpin + clear):.2f}"])
             functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
                           for function, count in sorted(window["function"].items(),
@@ -213,7 +230,7 @@ def profile(work, name):
         "bound: unpin_user_pages() in gup_test, one page after the other, and one iommu_unmap() of "
         "the span, from a domain without a device"],
         "container memory bytes kernel runs total".split() + CLASSES
-        + "lookup_percent bound_unpin bound_unmap multiple".split(), totals)
+        + "invalidations lookup_percent bound_unpin bound_unmap multiple".split(), totals)
     write_csv(name + "-profile-functions", work, [
         insn,
         "functions: what each executes itself, without what it calls; those with 1% of their row "
@@ -326,11 +343,13 @@ def text_table(name, before):
 def profile_table(name, before):
     conditions, rows = read_csv(name + "-profile")
     table = [[short(r["container"]), short(r["memory"]), r["kernel"]]
-             + [million(r[c]) for c in ["total"] + CLASSES] + [r["lookup_percent"], r["multiple"]]
+             + [million(r[c]) for c in ["total"] + CLASSES]
+             + [r.get("invalidations", ""), r["lookup_percent"], r["multiple"]]
              for r in rows]
-    head = ["container", "memory", "kernel", "total"] + CLASSES + ["lookup, %", "of the bound"]
+    head = ["container", "memory", "kernel", "total"] + CLASSES + ["IOTLB commands", "lookup, %",
+                                                               "of the bound"]
     note = stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""]
-    return note + markdown(head, ["--"] * 3 + ["--:"] * 10, table)
+    return note + markdown(head, ["--"] * 3 + ["--:"] * 11, table)
 
 
 def faults_table(_name, _before):
