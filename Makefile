@@ -52,16 +52,15 @@ stress: ## random maps, unmaps and hot attaches under KASAN (SEED=, ITERATIONS= 
 
 faults: ## inject each fault of faults/, see which test finds it
 	$(call guest)
-	faults/lookup
-	faults/unmap
+	faults/run
 
 test-each-patch: ## guest tests and KUnit at every patch; hours (FROM=, TO=, STEP=: patch numbers)
 	$(call guest)
-	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each-patch
+	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each patch
 
 test-each-part: ## guest tests and KUnit at the last patch of each part (PART=: of that one)
 	$(call guest)
-	tests/at-each-part $(PART)
+	tests/at-each part $(PART)
 
 review: ## every patch as a maintainer would: W=1, sparse, checkpatch, kernel-doc, coccicheck
 	$(call review)

@@ -334,19 +334,13 @@ def profile_table(name, before):
 
 
 def faults_table(_name, _before):
-    """The injected bugs of faults/unmap.tsv, and those of faults/lookup.tsv by file."""
-    rows, lookup = [], {}
-    for line in read_lines(top + "/faults/unmap.tsv"):
-        if not line.startswith("#"):
-            name, what, found = line.split("\t")
-            rows.append([f"`{name}`", what, found])
-    for line in read_lines(top + "/faults/lookup.tsv"):
-        if not line.startswith("#"):
-            name, file = line.split("\t")[:2]
-            lookup.setdefault(file.rsplit("/", 1)[1], []).append(f"`{name}`")
-    return (markdown(["fault", "what it breaks", "found by"], ["--"] * 3, rows) + [""]
-            + markdown(["in", "faults in the lookup"], ["--"] * 2,
-                       [[f"`{file}`", " ".join(names)] for file, names in lookup.items()]))
+    """The injected faults: what the head of each faults/NAME.patch says of it."""
+    rows = []
+    for path in sorted(glob.glob(top + "/faults/*.patch")):
+        head = dict(line.split(": ", 1) for line in read_lines(path)[:5] if ": " in line)
+        rows.append([head["Test"], f"`{os.path.basename(path)[:-6]}`", head["Breaks"],
+                     head["Found by"]])
+    return markdown(["test", "fault", "what it breaks", "found by"], ["--"] * 4, sorted(rows))
 
 
 def parts_table(_name, _before):

@@ -158,3 +158,18 @@ synced_commit() { git -C "$linux" rev-parse -q --verify refs/series/commit || ec
 series_changed() { [ "$(git -C "$linux" cat-file blob refs/series/patches 2>/dev/null)" != \
 	"$(listing "$series")" ]; }
 linux_changed() { [ "$(synced_commit)" != "$(git -C "$linux" rev-parse HEAD)" ]; }
+
+# patched COMMIT MESSAGE PATCH...: a commit of linux/ that no branch knows with these on top of it,
+# the same each time; prints it
+patched() {
+	local commit=$1 message=$2 index git=(git -C "$linux") tree rc=0
+	shift 2
+	index=$(mktemp -u "$cache/tmp.XXXXXX")
+	local -x GIT_INDEX_FILE=$index GIT_AUTHOR_DATE='@0 +0000' GIT_COMMITTER_DATE='@0 +0000'
+	"${git[@]}" read-tree "$commit" && { (($# == 0)) || "${git[@]}" apply --cached "$@"; } &&
+		tree=$("${git[@]}" write-tree) &&
+		"${git[@]}" -c user.name=iova -c user.email=iova@localhost.invalid \
+			commit-tree -m "$message" -p "$commit" "$tree" || rc=$?
+	rm -f "$index"
+	return "$rc"
+}
