@@ -353,15 +353,8 @@ def parts_table(_name, _before):
     return table
 
 
-def diffstat(_name, before):
-    if not on_pinned_base():
-        return before
-    return git("diff", "--stat=72", "--no-renames", "--diff-algorithm=myers", "base",
-               "series").splitlines() or before
-
-
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "faults": faults_table, "parts": parts_table, "diffstat": diffstat}
+          "faults": faults_table, "parts": parts_table}
 
 
 def fill(path):

@@ -83,8 +83,8 @@ format_series() {
 	[ "$(patches "$3" | wc -l)" = "$(plain_git -C "$3.git" rev-list --count "$range")" ]
 }
 
-# apply_series REPO BASE PATCHDIR DIR: a new repository DIR with the patches on BASE, checked out
-# only where they touch it
+# apply_series REPO BASE PATCHDIR DIR AM-OPTION...: a new repository DIR with the patches on BASE,
+# checked out only where they touch it
 apply_series() {
 	local base=$2 dir=$4 all=() three=() n
 	mapfile -t all < <(patches "$3")
@@ -99,7 +99,7 @@ apply_series() {
 	# merged.
 	[ "$base" = "$(pin commit)" ] || three=(--3way)
 	GIT_COMMITTER_NAME=$committer_name GIT_COMMITTER_EMAIL=$committer_email \
-		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
+		plain_git -C "$dir" am --quiet "${three[@]}" "${@:5}" --keep-non-patch --keep-cr \
 		--no-scissors --whitespace=nowarn --committer-date-is-author-date \
 		"${all[@]}" >"$dir/.git/am.log" 2>&1 && return
 	# not its advice: this repository is gone in a moment
