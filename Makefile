@@ -89,8 +89,8 @@ export: ## write the commits of linux/ to series/, and the tables that depend on
 roundtrip: tree ## see that series/ applies and agrees with linux/ byte for byte
 	tree/roundtrip
 
-range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
-	tree/range-diff $(REVISION)
+range-diff: ## show what linux/ changes in series/ since the last make tree or make export
+	git -C linux range-diff base..refs/series/commit base..series
 
 parts: ## list the parts of the series, for the trees that would take them
 	tree/parts
