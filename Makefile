@@ -13,7 +13,7 @@ review = $(call needs,build text review $(1)) && tree/apply
 
 .PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
-	applies send-preview sign kernel boot packages lint clean
+	applies send-preview kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -104,9 +104,6 @@ applies: ## show which patches apply to the kernels of post/kernels, or to KERNE
 
 send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
 	PART=$(PART) SERIES=$(SERIES) post/send-preview
-
-sign: tree ## for the person who posts it: copies with your Signed-off-by in OUT=signed
-	OUT=$(OUT) post/sign
 
 kernel: ## build the kernel in linux/ and print where it is
 	$(call guest)

@@ -22,30 +22,11 @@ pin() { sed -n "s/^$1=//p" "$series/base"; }
 # patches DIR: its patches in order
 patches() { find "$1" -maxdepth 1 -name '[0-9][0-9][0-9][0-9]-*.patch' | sort; }
 
-# subjects DIR: path and subject of its patches in order, with a tab between
-subjects() {
-	# shellcheck disable=SC2016 # awk's
-	patches "$1" | xargs -rd '\n' awk '
-		FNR == 1 {
-			if (NR > 1) print path "\t" subject
-			path = FILENAME; subject = ""; where = "header"
-		}
-		/^$/ { where = "body" }
-		where == "subject" && /^[ \t]/ { subject = subject " " substr($0, 2); next }
-		where == "subject" { where = "header" }
-		where == "header" && sub(/^Subject: (\[[^]]*PATCH[^]]*\] )?/, "") {
-			subject = $0; where = "subject"
-		}
-		END { if (NR) print path "\t" subject }'
-}
+# subjects: path and subject of the patches of series/ in order, with a tab between
+subjects() { "$top/tree/parts" --subjects; }
 
 # same_patches DIR DIR
-same_patches() {
-	[[ $(cd "$1" && patches .) == "$(cd "$2" && patches .)" ]] || return 1
-	local patch
-	while read -r patch; do cmp -s "$patch" "$2/${patch##*/}" ||
-		return 1; done < <(patches "$1")
-}
+same_patches() { diff -q <(listing "$1") <(listing "$2") >/dev/null; }
 
 # listing DIR: names and sums of its patches
 listing() { (cd "$1" && patches . | xargs -r sha256sum); }
@@ -83,8 +64,8 @@ format_series() {
 	[ "$(patches "$3" | wc -l)" = "$(plain_git -C "$3.git" rev-list --count "$range")" ]
 }
 
-# apply_series REPO BASE PATCHDIR DIR AM-OPTION...: a new repository DIR with the patches on BASE,
-# checked out only where they touch it
+# apply_series REPO BASE PATCHDIR DIR: a new repository DIR with the patches on BASE, checked out
+# only where they touch it
 apply_series() {
 	local base=$2 dir=$4 all=() three=() n
 	mapfile -t all < <(patches "$3")
@@ -99,7 +80,7 @@ apply_series() {
 	# merged.
 	[ "$base" = "$(pin commit)" ] || three=(--3way)
 	GIT_COMMITTER_NAME=$committer_name GIT_COMMITTER_EMAIL=$committer_email \
-		plain_git -C "$dir" am --quiet "${three[@]}" "${@:5}" --keep-non-patch --keep-cr \
+		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
 		--no-scissors --whitespace=nowarn --committer-date-is-author-date \
 		"${all[@]}" >"$dir/.git/am.log" 2>&1 && return
 	# not its advice: this repository is gone in a moment
@@ -155,8 +136,9 @@ set_synced() {
 	die "linux/ and series/ agree, but linux/.git has no room to note that $(disk_room "$linux"); make some and run this again"
 }
 synced_commit() { git -C "$linux" rev-parse -q --verify refs/series/commit || echo none; }
-series_changed() { [ "$(git -C "$linux" cat-file blob refs/series/patches 2>/dev/null)" != \
-	"$(listing "$series")" ]; }
+series_changed() {
+	! git -C "$linux" cat-file blob refs/series/patches 2>/dev/null | cmp -s - <(listing "$series")
+}
 linux_changed() { [ "$(synced_commit)" != "$(git -C "$linux" rev-parse HEAD)" ]; }
 
 # patched COMMIT MESSAGE PATCH...: a commit of linux/ that no branch knows with these on top of it,
