@@ -95,15 +95,15 @@ range-diff: ## show what linux/ changes in series/ since the last make tree or m
 parts: ## list the parts of the series, for the trees that would take them
 	tree/parts
 
-mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, SERIES=: signed copies)
-	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) post/mbox
+mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, BRANCH=signed)
+	PART=$(PART) OUT=$(OUT) BRANCH=$(BRANCH) post/mbox
 
 applies: ## show which patches apply to the kernels of post/kernels, or to KERNEL=
 	lib/packages --ask tree
 	post/applies
 
-send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
-	PART=$(PART) SERIES=$(SERIES) post/send-preview
+send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=)
+	PART=$(PART) post/send-preview
 
 kernel: ## build the kernel in linux/ and print where it is
 	$(call guest)
