@@ -245,12 +245,19 @@ def short(name):
     return name.replace("vfio_", "").replace("v2_iommu", "").replace("anonymous_", "")
 
 
-def measured_with(conditions, name):
-    level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+def optimized(conditions):
+    return "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+
+
+def measured_with(conditions, name=None):
     qemu = re.search(r"version ([0-9.]+)", conditions["qemu"])[1]
     compiler = re.search(r"(\S+) \(.*\) ([0-9.]+),", conditions["compiler"])
-    return (f"{conditions['date']}, {conditions['series']}; `{level}`, {compiler[1]} "
-            f"{compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
+    if not name:
+        series = conditions["series"].split(",")[0]
+        return (f"({conditions['date']}, {series}, {optimized(conditions)}, {compiler[1]} "
+                f"{compiler[2]}, QEMU {qemu})")
+    return (f"{conditions['date']}, {conditions['series']}; `{optimized(conditions)}`, "
+            f"{compiler[1]} {compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
 
 
 def results_table(name, before):
@@ -319,7 +326,7 @@ def text_table(name, before):
         lines.append(" {:<13s} {:4d} MiB {:>8s} {:>7s} {:>9s} {:>8s} {:>7s} {:>8s} {:>5s}".format(
             memory, int(r["bytes"]) >> 20, *numbers, r["unmap_insn_ratio"], r["lookups_base"],
             r["lookups_series"]))
-    lines += [""] + [f"{key}: {value}" for key, value in conditions.items()]
+    lines += ["", measured_with(conditions)]
     return [line.replace("**", "") for line in stale(conditions, before)] + lines
 
 
@@ -353,8 +360,16 @@ def parts_table(_name, _before):
     return table
 
 
+def hero(name, _before):
+    """The plot of unmap against size; before it is recorded for NAME, that of -Os."""
+    if not os.path.exists(f"{top}/results/{name}-scaling.svg"):
+        name = name.removesuffix("-o2")
+    return ["![Instructions of one unmap against its size: before, it grows with 4 KiB pages]"
+            f"(results/{name}-scaling.svg)"]
+
+
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "faults": faults_table, "parts": parts_table}
+          "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
 def fill(path):
@@ -401,7 +416,7 @@ def current(machine):
 
 
 def plot(name):
-    rows = read_csv(name + "-scaling")[1]
+    conditions, rows = read_csv(name + "-scaling")
     svg = f"{top}/results/{name}-scaling.svg"
     lines = [("vfio_type1v2_iommu", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
              ("iommufd", "base", "Linux 7.3.4, iommufd", "#b0452c", 5, 2),
@@ -422,7 +437,7 @@ def plot(name):
     subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
 set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
 set output "{svg}.new"
-set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages)"
+set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages, {optimized(conditions)})"
 set logscale xy
 set xrange [4e7:2e12]
 set yrange [1e3:3e10]
