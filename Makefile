@@ -13,7 +13,7 @@ review = $(call needs,build text review $(1)) && tree/apply
 
 .PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
-	applies send-preview kernel boot packages lint clean
+	applies kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -101,9 +101,6 @@ mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, BRAN
 applies: ## show which patches apply to the kernels of post/kernels, or to KERNEL=
 	lib/packages --ask tree
 	post/applies
-
-send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=)
-	PART=$(PART) post/send-preview
 
 kernel: ## build the kernel in linux/ and print where it is
 	$(call guest)

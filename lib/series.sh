@@ -83,19 +83,10 @@ apply_series() {
 		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
 		--no-scissors --whitespace=nowarn --committer-date-is-author-date \
 		"${all[@]}" >"$dir/.git/am.log" 2>&1 && return
-	# not its advice: this repository is gone in a moment
+	# where; not its advice, this repository is gone in a moment
 	grep -E '^(error|fatal|CONFLICT)' "$dir/.git/am.log" >&2 || :
 	n=$(cat "$dir/.git/rebase-apply/next" 2>/dev/null) || die "git am cannot read the patches"
-	failing_hunks "$dir" "${all[n - 1]}" >&2
 	die "patch $n of ${#all[@]}, ${all[n - 1]##*/}, does not apply to ${base:0:12} with the patches before it"
-}
-
-# failing_hunks REPO PATCH: the hunks of PATCH that do not apply there
-failing_hunks() {
-	plain_git -C "$1" reset -q --hard
-	plain_git -C "$1" apply --reject "$2" 2>/dev/null || :
-	find "$1" -name '*.rej' -not -path '*/.git/*' -exec sh \
-		-c 'for f; do printf "failing in "; cat "$f"; done' - {} +
 }
 
 committer_name=$(git -C "$top" config user.name || echo "series builder")

@@ -21,9 +21,9 @@ make_work() {
 	work=$(mktemp -d "$cache/tmp.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 }
-# run_block PAGE: the indented block after the mark "<!-- run -->" of a page in docs/
+# run_block PAGE [MARK]: the indented block after the mark "<!-- run -->" of a page in docs/
 run_block() {
-	awk '/^<!-- run -->$/ { on = 1; next }
+	awk -v mark="<!-- ${2:-run} -->" '$0 == mark { on = 1; next }
 		on && /^    / { print substr($0, 5); any = 1; next }
 		on && any && /^$/ { exit }' "$top/docs/$1"
 }
