@@ -98,7 +98,7 @@ parts: ## list the parts of the series, for the trees that would take them
 mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, BRANCH=signed)
 	PART=$(PART) OUT=$(OUT) BRANCH=$(BRANCH) post/mbox
 
-applies: ## show which patches apply to the kernels of post/kernels, or to KERNEL=
+applies: ## show which patches apply to the kernels of post/kernels
 	lib/packages --ask tree
 	post/applies
 
