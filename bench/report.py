@@ -108,17 +108,16 @@ def bench(work, name):
         def both(clock, value):
             return [row[kernel, clock].get(value, "") for kernel in KERNELS]
 
-        line = list(key) + both("exact", "runs")
-        for clock, what in ("first", "map"), ("exact", "unmap"):
-            pair = both(clock, what + "_ns_median")
-            line += pair + [ratio(*pair)]
-        line += both("exact", "map_ns_median") + both("lookups", "count")
+        def compared(clock, what):
+            return both(clock, what + "_ns_median") + [ratio(*both(clock, what + "_ns_median"))]
+
+        line = list(key) + both("exact", "runs") + compared("first", "map")
+        line += compared("exact", "unmap") + both("exact", "map_ns_median") + both("lookups", "count")
         for what in "map", "unmap":
             line += [f"{int(row[kernel, 'wall'][f'{what}_ns_{v}']) / 1e6:.3f}"
                      for kernel in KERNELS for v in ("median", "min", "max")]
         if get_pa:
-            pair = both("exact", "get_pa_ns_median")
-            line += pair + [ratio(*pair)]
+            line += compared("exact", "get_pa")
         table.append(line)
     write_csv(name, work, [], columns, table)
 
