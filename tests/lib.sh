@@ -14,8 +14,6 @@ not_ok() {
 	failed=1
 }
 skip() { echo "skip $test_name${1:+/$1} - $2"; }
-# passes COMMAND...: the test is that it does
-passes() { if "$@" >&2; then ok; else not_ok "" "see above"; fi; }
 # make_work: sets $work to a directory in the cache that goes away with the script
 make_work() {
 	work=$(mktemp -d "$cache/tmp.XXXXXX")
