@@ -49,8 +49,8 @@ kernel_config() {
 		kernel_make "$2" -s olddefconfig
 }
 
-# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once: a header's comes with
-# each file that includes it. kernel-doc's are the step docs
+# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once: a header's comes
+# with each file that includes it
 messages() {
 	sed -nE "s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
 		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | sort -u
@@ -72,8 +72,8 @@ check_out() {
 	echo "$2" >"$check/src.tree"
 }
 
-# compile NAME REPO TREE FILE...: prints the messages of TREE on the architecture NAME, those of these
-# files and of what includes them at the least (for who holds `lock check`)
+# compile NAME REPO TREE FILE...: prints the messages of TREE on the architecture NAME, those of
+# these files and of what includes them at the least (for who holds `lock check`)
 compile() {
 	local name=$1 log=$logs/review-$1${LLVM:-}.log wanted targets=("${check_dirs[@]}") rc=0
 	obj=$check/obj-$1${LLVM:-}
@@ -105,7 +105,7 @@ compile() {
 	cat "$obj/.messages"
 }
 
-# base_messages NAME: the file with all that the base says there, which is built whole for that, once
+# base_messages NAME: the file with all that the base says there, which is built for that, once
 base_messages() {
 	local tree file
 	tree=$(git -C "$linux" rev-parse 'base^{tree}')
