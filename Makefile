@@ -13,7 +13,7 @@ review = $(call needs,build text review $(1)) && tree/apply
 
 .PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
-	applies send-preview sign kernel boot packages lint clean
+	applies kernel boot packages lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -52,16 +52,15 @@ stress: ## random maps, unmaps and hot attaches under KASAN (SEED=, ITERATIONS= 
 
 faults: ## inject each fault of faults/, see which test finds it
 	$(call guest)
-	faults/lookup
-	faults/unmap
+	faults/run
 
 test-each-patch: ## guest tests and KUnit at every patch; hours (FROM=, TO=, STEP=: patch numbers)
 	$(call guest)
-	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each-patch
+	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each patch
 
 test-each-part: ## guest tests and KUnit at the last patch of each part (PART=: of that one)
 	$(call guest)
-	tests/at-each-part $(PART)
+	tests/at-each part $(PART)
 
 review: ## every patch as a maintainer would: W=1, sparse, checkpatch, kernel-doc, coccicheck
 	$(call review)
@@ -90,24 +89,18 @@ export: ## write the commits of linux/ to series/, and the tables that depend on
 roundtrip: tree ## see that series/ applies and agrees with linux/ byte for byte
 	tree/roundtrip
 
-range-diff: ## show what linux/ changes in the committed series/ (REVISION=, default HEAD)
-	tree/range-diff $(REVISION)
+range-diff: ## show what linux/ changes in series/ since the last make tree or make export
+	git -C linux range-diff base..refs/series/commit base..series
 
 parts: ## list the parts of the series, for the trees that would take them
 	tree/parts
 
-mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, SERIES=: signed copies)
-	PART=$(PART) OUT=$(OUT) SERIES=$(SERIES) post/mbox
+mbox: tree ## write the series as an mbox (PART=: one part, OUT=: where to, BRANCH=signed)
+	PART=$(PART) OUT=$(OUT) BRANCH=$(BRANCH) post/mbox
 
-applies: ## show which patches apply to the kernels of post/kernels, or to KERNEL=
+applies: ## show which patches apply to the kernels of post/kernels
 	lib/packages --ask tree
 	post/applies
-
-send-preview: tree ## show what would go to whom, part by part; sends nothing (PART=, SERIES=)
-	PART=$(PART) SERIES=$(SERIES) post/send-preview
-
-sign: tree ## for the person who posts it: copies with your Signed-off-by in OUT=signed
-	OUT=$(OUT) post/sign
 
 kernel: ## build the kernel in linux/ and print where it is
 	$(call guest)

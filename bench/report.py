@@ -108,17 +108,17 @@ def bench(work, name):
         def both(clock, value):
             return [row[kernel, clock].get(value, "") for kernel in KERNELS]
 
-        line = list(key) + both("exact", "runs")
-        for clock, what in ("first", "map"), ("exact", "unmap"):
-            pair = both(clock, what + "_ns_median")
-            line += pair + [ratio(*pair)]
-        line += both("exact", "map_ns_median") + both("lookups", "count")
+        def compared(clock, what):
+            return both(clock, what + "_ns_median") + [ratio(*both(clock, what + "_ns_median"))]
+
+        line = list(key) + both("exact", "runs") + compared("first", "map")
+        line += compared("exact", "unmap") + both("exact", "map_ns_median")
+        line += both("lookups", "count")
         for what in "map", "unmap":
             line += [f"{int(row[kernel, 'wall'][f'{what}_ns_{v}']) / 1e6:.3f}"
                      for kernel in KERNELS for v in ("median", "min", "max")]
         if get_pa:
-            pair = both("exact", "get_pa_ns_median")
-            line += pair + [ratio(*pair)]
+            line += compared("exact", "get_pa")
         table.append(line)
     write_csv(name, work, [], columns, table)
 
@@ -262,12 +262,19 @@ def short(name):
     return name.replace("vfio_", "").replace("v2_iommu", "").replace("anonymous_", "")
 
 
-def measured_with(conditions, name):
-    level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+def optimized(conditions):
+    return "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+
+
+def measured_with(conditions, name=None):
     qemu = re.search(r"version ([0-9.]+)", conditions["qemu"])[1]
     compiler = re.search(r"(\S+) \(.*\) ([0-9.]+),", conditions["compiler"])
-    return (f"{conditions['date']}, {conditions['series']}; `{level}`, {compiler[1]} "
-            f"{compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
+    if not name:
+        series = conditions["series"].split(",")[0]
+        return (f"({conditions['date']}, {series}, {optimized(conditions)}, {compiler[1]} "
+                f"{compiler[2]}, QEMU {qemu})")
+    return (f"{conditions['date']}, {conditions['series']}; `{optimized(conditions)}`, "
+            f"{compiler[1]} {compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
 
 
 def results_table(name, before):
@@ -336,7 +343,7 @@ def text_table(name, before):
         lines.append(" {:<13s} {:4d} MiB {:>8s} {:>7s} {:>9s} {:>8s} {:>7s} {:>8s} {:>5s}".format(
             memory, int(r["bytes"]) >> 20, *numbers, r["unmap_insn_ratio"], r["lookups_base"],
             r["lookups_series"]))
-    lines += [""] + [f"{key}: {value}" for key, value in conditions.items()]
+    lines += ["", measured_with(conditions)]
     return [line.replace("**", "") for line in stale(conditions, before)] + lines
 
 
@@ -353,19 +360,13 @@ def profile_table(name, before):
 
 
 def faults_table(_name, _before):
-    """The injected bugs of faults/unmap.tsv, and those of faults/lookup.tsv by file."""
-    rows, lookup = [], {}
-    for line in read_lines(top + "/faults/unmap.tsv"):
-        if not line.startswith("#"):
-            name, what, found = line.split("\t")
-            rows.append([f"`{name}`", what, found])
-    for line in read_lines(top + "/faults/lookup.tsv"):
-        if not line.startswith("#"):
-            name, file = line.split("\t")[:2]
-            lookup.setdefault(file.rsplit("/", 1)[1], []).append(f"`{name}`")
-    return (markdown(["fault", "what it breaks", "found by"], ["--"] * 3, rows) + [""]
-            + markdown(["in", "faults in the lookup"], ["--"] * 2,
-                       [[f"`{file}`", " ".join(names)] for file, names in lookup.items()]))
+    """The injected faults: what the head of each faults/NAME.patch says of it."""
+    rows = []
+    for path in sorted(glob.glob(top + "/faults/*.patch")):
+        head = dict(line.split(": ", 1) for line in read_lines(path)[:5] if ": " in line)
+        rows.append([head["Test"], f"`{os.path.basename(path)[:-6]}`", head["Breaks"],
+                     head["Found by"]])
+    return markdown(["test", "fault", "what it breaks", "found by"], ["--"] * 4, sorted(rows))
 
 
 def parts_table(_name, _before):
@@ -378,15 +379,16 @@ def parts_table(_name, _before):
     return table
 
 
-def diffstat(_name, before):
-    if not on_pinned_base():
-        return before
-    return git("diff", "--stat=72", "--no-renames", "--diff-algorithm=myers", "base",
-               "series").splitlines() or before
+def hero(name, _before):
+    """The plot of unmap against size; before it is recorded for NAME, that of -Os."""
+    if not os.path.exists(f"{top}/results/{name}-scaling.svg"):
+        name = name.removesuffix("-o2")
+    return ["![Instructions of one unmap against its size: before, it grows with 4 KiB pages]"
+            f"(results/{name}-scaling.svg)"]
 
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "faults": faults_table, "parts": parts_table, "diffstat": diffstat}
+          "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
 def fill(path):
@@ -423,8 +425,7 @@ def pages(check):
 
 def current(machine):
     if not on_pinned_base():
-        print("skip: linux/ is not on the pinned base")
-        return
+        return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
            if re.fullmatch(rf"{machine}-perf(-o2)?(-scaling)?\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
@@ -433,7 +434,7 @@ def current(machine):
 
 
 def plot(name):
-    rows = read_csv(name + "-scaling")[1]
+    conditions, rows = read_csv(name + "-scaling")
     svg = f"{top}/results/{name}-scaling.svg"
     lines = [("vfio_type1v2_iommu", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
              ("iommufd", "base", "Linux 7.3.4, iommufd", "#b0452c", 5, 2),
@@ -454,7 +455,7 @@ def plot(name):
     subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
 set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
 set output "{svg}.new"
-set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages)"
+set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages, {optimized(conditions)})"
 set logscale xy
 set xrange [4e7:2e12]
 set yrange [1e3:3e10]

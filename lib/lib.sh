@@ -86,15 +86,6 @@ checkout_src() {
 		die "cannot check out $tree from $1 into $dir (disk full? delete $dir and $dir.index to start over)"
 }
 
-# commit_index INDEX PARENT MESSAGE   (a commit of linux/ that no branch knows, with the files of
-# INDEX, the same each time; prints it)
-commit_index() {
-	local -x GIT_AUTHOR_NAME=iova GIT_AUTHOR_EMAIL=iova@localhost.invalid GIT_AUTHOR_DATE='@0 +0000'
-	local -x GIT_COMMITTER_NAME=iova GIT_COMMITTER_EMAIL=iova@localhost.invalid GIT_COMMITTER_DATE='@0 +0000'
-	git -C "$top/linux" commit-tree -m "$3" -p "$2" \
-		"$(GIT_INDEX_FILE=$1 git -C "$top/linux" write-tree)"
-}
-
 # load_machine NAME: reads machines/NAME/machine; $build is the machine whose kernel it boots
 load_machine() {
 	[ -f "$top/machines/$1/machine" ] || die "no machine $1: see machines/"

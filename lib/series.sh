@@ -22,30 +22,11 @@ pin() { sed -n "s/^$1=//p" "$series/base"; }
 # patches DIR: its patches in order
 patches() { find "$1" -maxdepth 1 -name '[0-9][0-9][0-9][0-9]-*.patch' | sort; }
 
-# subjects DIR: path and subject of its patches in order, with a tab between
-subjects() {
-	# shellcheck disable=SC2016 # awk's
-	patches "$1" | xargs -rd '\n' awk '
-		FNR == 1 {
-			if (NR > 1) print path "\t" subject
-			path = FILENAME; subject = ""; where = "header"
-		}
-		/^$/ { where = "body" }
-		where == "subject" && /^[ \t]/ { subject = subject " " substr($0, 2); next }
-		where == "subject" { where = "header" }
-		where == "header" && sub(/^Subject: (\[[^]]*PATCH[^]]*\] )?/, "") {
-			subject = $0; where = "subject"
-		}
-		END { if (NR) print path "\t" subject }'
-}
+# subjects: path and subject of the patches of series/ in order, with a tab between
+subjects() { "$top/tree/parts" --subjects; }
 
 # same_patches DIR DIR
-same_patches() {
-	[[ $(cd "$1" && patches .) == "$(cd "$2" && patches .)" ]] || return 1
-	local patch
-	while read -r patch; do cmp -s "$patch" "$2/${patch##*/}" ||
-		return 1; done < <(patches "$1")
-}
+same_patches() { diff -q <(listing "$1") <(listing "$2") >/dev/null; }
 
 # listing DIR: names and sums of its patches
 listing() { (cd "$1" && patches . | xargs -r sha256sum); }
@@ -102,19 +83,10 @@ apply_series() {
 		plain_git -C "$dir" am --quiet "${three[@]}" --keep-non-patch --keep-cr \
 		--no-scissors --whitespace=nowarn --committer-date-is-author-date \
 		"${all[@]}" >"$dir/.git/am.log" 2>&1 && return
-	# not its advice: this repository is gone in a moment
+	# where; not its advice, this repository is gone in a moment
 	grep -E '^(error|fatal|CONFLICT)' "$dir/.git/am.log" >&2 || :
 	n=$(cat "$dir/.git/rebase-apply/next" 2>/dev/null) || die "git am cannot read the patches"
-	failing_hunks "$dir" "${all[n - 1]}" >&2
 	die "patch $n of ${#all[@]}, ${all[n - 1]##*/}, does not apply to ${base:0:12} with the patches before it"
-}
-
-# failing_hunks REPO PATCH: the hunks of PATCH that do not apply there
-failing_hunks() {
-	plain_git -C "$1" reset -q --hard
-	plain_git -C "$1" apply --reject "$2" 2>/dev/null || :
-	find "$1" -name '*.rej' -not -path '*/.git/*' -exec sh \
-		-c 'for f; do printf "failing in "; cat "$f"; done' - {} +
 }
 
 committer_name=$(git -C "$top" config user.name || echo "series builder")
@@ -155,6 +127,22 @@ set_synced() {
 	die "linux/ and series/ agree, but linux/.git has no room to note that $(disk_room "$linux"); make some and run this again"
 }
 synced_commit() { git -C "$linux" rev-parse -q --verify refs/series/commit || echo none; }
-series_changed() { [ "$(git -C "$linux" cat-file blob refs/series/patches 2>/dev/null)" != \
-	"$(listing "$series")" ]; }
+series_changed() {
+	! git -C "$linux" cat-file blob refs/series/patches 2>/dev/null | cmp -s - <(listing "$series")
+}
 linux_changed() { [ "$(synced_commit)" != "$(git -C "$linux" rev-parse HEAD)" ]; }
+
+# patched COMMIT MESSAGE PATCH...: a commit of linux/ that no branch knows with these on top of it,
+# the same each time; prints it
+patched() {
+	local commit=$1 message=$2 index git=(git -C "$linux") tree rc=0
+	shift 2
+	index=$(mktemp -u "$cache/tmp.XXXXXX")
+	local -x GIT_INDEX_FILE=$index GIT_AUTHOR_DATE='@0 +0000' GIT_COMMITTER_DATE='@0 +0000'
+	"${git[@]}" read-tree "$commit" && { (($# == 0)) || "${git[@]}" apply --cached "$@"; } &&
+		tree=$("${git[@]}" write-tree) &&
+		"${git[@]}" -c user.name=iova -c user.email=iova@localhost.invalid \
+			commit-tree -m "$message" -p "$commit" "$tree" || rc=$?
+	rm -f "$index"
+	return "$rc"
+}

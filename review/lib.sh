@@ -49,30 +49,19 @@ kernel_config() {
 		kernel_make "$2" -s olddefconfig
 }
 
-# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text<tab>the file that was compiled",
-# each once: a header's comes with each file that includes it
+# messages LOG: its warnings and errors as "FILE<tab>LINE<tab>text", each once: a header's comes
+# with each file that includes it
 messages() {
-	# kernel-doc's are checked elsewhere. A file that was compiled twice means what it said
-	# last.
-	sed -nE "s#^  CC +(\[M\] +)?(.*)\.o\$#\2.c#p
-		s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
-		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" |
-			awk -F '\t' '
-		NF == 1 { now = $1; for (said in by) if (by[said] == now) delete by[said]; next }
-		{ by[$0] = now }
-		END { for (said in by) print said "\t" by[said] }' | sort
+	sed -nE "s#^($check/src/|(\.\./)*src/)?([A-Za-z0-9_./,+-]+):([0-9]+)(:[0-9]+)?: ?((fatal )?error|warning): ?(.*)#\3\t\4\t\6: \8#p
+		s#^([A-Za-z0-9_./,+-]+\.o): (warning|error): (.*)#\1\t1\t\2: \3#p" "$1" | sort -u
 }
 
-# fresh KNOWN: of "FILE<tab>LINE<tab>text" lines on stdin those that are more often there than in
-# file KNOWN, whatever their lines
+# fresh KNOWN...: of such lines on stdin those that are in none of these files, whatever their line
 fresh() {
 	awk -F '\t' '{ key = $1 "\t" $3; gsub(/line [0-9]+/, "line", key) }
-		FILENAME != "-" { known[key]++; next }
-		{ if (++seen[key] > known[key]) print $1 ":" $2 ": " $3 }' "$1" -
+		FILENAME != "-" { known[key]; next }
+		!(key in known) { known[key]; print }' "$@" -
 }
-
-# touched REPO BEFORE AFTER: files that are there after it
-touched() { git -C "$1" diff --name-only --no-renames --diff-filter=d "$2" "$3"; }
 
 # check_out REPO TREE: in $check/src; it takes a second to see that nothing is to be done
 check_out() {
@@ -83,61 +72,52 @@ check_out() {
 	echo "$2" >"$check/src.tree"
 }
 
-# kernel_targets NAME: what make is to build there
-kernel_targets() {
-	printf '%s\n' "${check_dirs[@]}"
-	# a caller outside of these, on one architecture that has it
-	[ "$1" != x86_64 ] || echo drivers/net/ethernet/marvell/octeontx2/nic/otx2_pf.o
-}
-
-# configure NAME REPO TREE: the configuration of review/configs for what is checked out; $obj and
-# $log are its (for who holds `lock check`)
-configure() {
-	local wanted
-	obj=$check/obj-$1${LLVM:-} log=$obj/.log
+# compile NAME REPO TREE FILE...: prints the messages of TREE on the architecture NAME, those of
+# these files and of what includes them at the least (for who holds `lock check`)
+compile() {
+	local name=$1 log=$logs/review-$1${LLVM:-}.log wanted targets=("${check_dirs[@]}") rc=0
+	obj=$check/obj-$1${LLVM:-}
 	use_arch "$1"
 	need git make ccache flex bison bc sparse "$(compiler)"
+	check_out "$2" "$3"
 	mkdir -p "$obj"
-	touch "$obj/.known" "$log"
 	wanted=$( (git -C "$2" ls-tree -r "$3" -- "${check_dirs[@]}" |
 		grep Kconfig; cat "$top/review/configs/"{common,"$1"}.config) | sha256sum)
-	[ "$wanted" != "$(cat "$obj/.kconfig" 2>/dev/null)" ] || return 0
-	rm -f "$obj/.kconfig"
-	kernel_config "$1" "$obj" >>"$log" 2>&1 && echo "$wanted" >"$obj/.kconfig"
-}
-
-# build NAME REPO TREE TARGET...: bring these to TREE, which is checked out, and print the messages
-# that are new
-build() {
-	local name=$1 obj log rc=0 targets=("${@:4}")
+	if [ "$wanted" != "$(cat "$obj/.kconfig" 2>/dev/null)" ]; then
+		kernel_config "$1" "$obj" >"$log" 2>&1 || die "no configuration for $1: see $log"
+		echo "$wanted" >"$obj/.kconfig"
+	fi
+	shift 3
+	# They are compiled again, even if they have been.
+	(($# == 0)) || (cd "$check/src" && touch -c "$@")
+	# a caller outside of these, on one architecture that has it
+	[ "$name" != x86_64 ] || targets+=(drivers/net/ethernet/marvell/octeontx2/nic/otx2_pf.o)
 	# Sparse says the same whoever compiles.
 	[ -n "${LLVM:-}" ] || targets+=(C=1 CHECK="$top/review/sparse")
-	configure "$1" "$2" "$3" &&
-		kernel_make "$obj" -k -j"$(nproc)" -Otarget W=1 "${targets[@]}" >>"$log" 2>&1 ||
-			rc=$?
+	kernel_make "$obj" -k -j"$(nproc)" -Otarget W=1 "${targets[@]}" >"$log" 2>&1 || rc=$?
 	! grep -q 'C=1 specified, but' "$log" ||
 		die "the kernel does not take this sparse: see $log"
 	messages "$log" >"$obj/.messages"
-	fresh "$obj/.known" <"$obj/.messages" | sed "s/\$/ [$name]/" | tee "$obj/.fresh"
-	if ((rc)) && [ ! -s "$obj/.fresh" ]; then
-		echo "Makefile:1: error: does not build: $(grep -E '\*\*\*|rror' "$log" | tail -n 1) [$name]"
+	if ((rc)) && ! grep -q 'error: ' "$obj/.messages"; then
+		printf 'Makefile\t1\terror: does not build: %s\n' \
+			"$(grep -E '\*\*\*|rror' "$log" | tail -n 1)" >>"$obj/.messages"
 	fi
-	# A file that was compiled, and then read by sparse, has said all it has to say. One that
-	# did not compile has not, and the others stand by what they said.
-	grep -oE '^  (CC|CHECK) +.*\.[oc]$' "$log" | awk -v sparse="${LLVM:-yes}" '
-		{ sub(/\.o$/, ".c", $NF); if ($1 == "CC") compiled[$NF]; if ($1 == "CHECK" || sparse != "yes") read[$NF] }
-		END { for (file in compiled) print file "\t" (file in read) }' >"$obj/.compiled"
-	awk -F '\t' 'FILENAME ~ /compiled$/ { all[$1] = $2; next }
-		FILENAME ~ /messages$/ { if (!($1 in all) || all[$1]) { all[$1] = 1; print }; next }
-		!all[$1]' "$obj/.compiled" "$obj/.messages" "$obj/.known" >"$obj/.known.new"
-	mv "$obj/.known.new" "$obj/.known"
-	# Of a run that is killed the log stays: what it compiled will not be compiled again.
-	mv "$log" "$logs/review-$name${LLVM:-}.log"
+	cat "$obj/.messages"
 }
 
-# complete_config NAME: dies if the last build there lacks what review/configs asks for; before the
-# last patch it may
-complete_config() {
-	"$top/vm/config-check" "$check/obj-$1${LLVM:-}/.config" \
-		"$top/review/configs/common.config" "$top/review/configs/$1.config"
+# base_messages NAME: the file with all that the base says there, which is built for that, once
+base_messages() {
+	local tree file
+	tree=$(git -C "$linux" rev-parse 'base^{tree}')
+	file=$check/base-$1${LLVM:-}-${tree:0:12}
+	if [ ! -e "$file" ] || [ ! -e "$check/obj-$1${LLVM:-}" ]; then
+		say "review: the base on $1"
+		rm -rf "$check/obj-$1${LLVM:-}"
+		compile "$1" "$linux" "$tree" >"$file.new"
+		mv "$file.new" "$file"
+	fi
+	echo "$file"
 }
+
+# compiled NAME FILE: whether it was, there
+compiled() { grep -rqF --include='.*.cmd' "/$2" "$check/obj-$1${LLVM:-}/drivers"; }

@@ -14,16 +14,14 @@ not_ok() {
 	failed=1
 }
 skip() { echo "skip $test_name${1:+/$1} - $2"; }
-# passes COMMAND...: the test is that it does
-passes() { if "$@" >&2; then ok; else not_ok "" "see above"; fi; }
 # make_work: sets $work to a directory in the cache that goes away with the script
 make_work() {
 	work=$(mktemp -d "$cache/tmp.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 }
-# run_block PAGE: the indented block after the mark "<!-- run -->" of a page in docs/
+# run_block PAGE [MARK]: the indented block after the mark "<!-- run -->" of a page in docs/
 run_block() {
-	awk '/^<!-- run -->$/ { on = 1; next }
+	awk -v mark="<!-- ${2:-run} -->" '$0 == mark { on = 1; next }
 		on && /^    / { print substr($0, 5); any = 1; next }
 		on && any && /^$/ { exit }' "$top/docs/$1"
 }

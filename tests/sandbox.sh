@@ -11,14 +11,7 @@ export GIT_AUTHOR_NAME=check GIT_AUTHOR_EMAIL=check@localhost.invalid
 export GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@localhost.invalid
 unset KERNEL MIRROR MAKEFLAGS # make hands KERNEL= on in the last
 
-ok() {
-	echo "ok $test_name"
-	exit
-}
-skip() {
-	echo "skip $test_name - $*"
-	exit
-}
+# the first thing that is wrong ends the test
 not_ok() {
 	echo "not ok $test_name - $*"
 	[ ! -s "$tmp/out" ] || sed 's/^/# /' "$tmp/out"
