@@ -1,286 +1,192 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A real device's view of map and unmap: QEMU's edu copies (nearly) a page by DMA through the IOMMU. It reads a buffer (which
- * fills the IOTLB); the buffer is unmapped and another one mapped at the same IOVA; what edu writes then must land in the
- * new buffer and not in the old one, and after the last unmap nowhere.
+ * A real device's view of map and unmap. It copies pages by DMA through the IOMMU, within a buffer
+ * (which fills the IOTLB). The buffer is unmapped and another one mapped at the same IOVA. What the
+ * device writes then must land in the new buffer and not in the old one, and after the last unmap
+ * nowhere.
  *
  * usage: edu-dma [BDF]   (default: $VFIO_SELFTESTS_BDF)
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
-#include <linux/iommufd.h>
-#include <linux/vfio.h>
 
-#include "edu.h"
+#include <linux/sizes.h>
 
-#define IOVA 0x40000000UL
+#include <libvfio.h>
 
-enum { TYPE1, IOMMUFD };
-enum { SMALL, SCATTERED, PIECES, THP, HUGETLB, NR_KINDS };
-static const char *const backend_names[] = { "type1", "iommufd" };
-static const char *const kind_names[] = { "4k", "4k_scattered", "4k_pieces", "thp", "hugetlb_2m" };
+#define IOVA SZ_1G
+#define SOURCE_IOVA SZ_512M
+#define PAGE SZ_4K
+#define RESULTS 4
 
-/* More pages than two of type1's unmap batches (512 runs each). */
-static const size_t sizes[NR_KINDS] = { 16 * PAGE, 1100 * PAGE, 64 * PAGE, 4 * MIB, 4 * MIB };
+/* Also more pages than type1 unmaps at once, which is 512 runs, and pages mapped one by one */
+static const struct {
+	const char *name;
+	enum memory_kind kind;
+	size_t size, step;
+} buffers[] = {
+	{ "4k", MEMORY_IN_ORDER, 16 * PAGE, 16 * PAGE },
+	{ "4k_scattered", MEMORY_SCATTERED, 2048 * PAGE, 2048 * PAGE },
+	{ "4k_pieces", MEMORY_SCATTERED, 64 * PAGE, PAGE },
+	{ "thp", MEMORY_THP, SZ_4M, SZ_4M },
+	{ "hugetlb_2m", MEMORY_HUGETLB_2MB, SZ_4M, SZ_4M },
+};
 
-static const char *bdf;
-static int backend, container = -1, group = -1, device = -1;
-static uint32_t ioas;
-static volatile uint8_t *bar;
-static size_t bar_size;
-static unsigned int test_nr;
-static bool failed;
+static const char *const modes[] = { MODE_VFIO_TYPE1V2_IOMMU, MODE_IOMMUFD };
+static const char *const results[RESULTS] = { "mapped", "lands_in_new", "old_untouched", "blocked" };
 
-static void die(const char *format, ...)
-{
-	va_list args;
-	int err = errno;
+static struct vfio_pci_device *device;
+/* What the device copies at once, up to a page */
+static size_t copied;
+static struct dma_region pieces[64];
 
-	printf("Bail out! ");
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf(": %s\n", strerror(err));
-	exit(1);
-}
-
-static void result(bool ok, int kind, const char *what)
-{
-	printf("%s %u %s.%s.%s\n", ok ? "ok" : "not ok", ++test_nr, backend_names[backend], kind_names[kind], what);
-	failed |= !ok;
-}
-
-static void open_type1(void)
-{
-	container = xopen("/dev/vfio/vfio");
-	group = open_group("/sys/bus/pci/devices/%s/iommu_group", bdf);
-	if (ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) || ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
-		die("set up type1");
-	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, bdf);
-	if (device < 0)
-		die("get device %s", bdf);
-}
-
-static void open_iommufd(void)
-{
-	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
-	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
-	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-
-	container = xopen("/dev/iommu");
-	device = open_cdev(bdf);
-	bind.iommufd = container;
-	if (ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind) || ioctl(container, IOMMU_IOAS_ALLOC, &alloc))
-		die("set up iommufd");
-	ioas = attach.pt_id = alloc.out_ioas_id;
-	if (ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
-		die("attach to iommufd");
-}
-
-static void open_device(void)
-{
-	if (backend == TYPE1)
-		open_type1();
-	else
-		open_iommufd();
-	bar = map_bar(device, &bar_size);
-}
-
-static void close_device(void)
-{
-	munmap((void *)bar, bar_size);
-	close(device);
-	if (backend == TYPE1)
-		close(group);
-	close(container);
-}
-
-static void map_range(void *va, uint64_t iova, size_t size)
-{
-	struct vfio_iommu_type1_dma_map type1 = {
-		.argsz = sizeof(type1), .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-		.vaddr = (uintptr_t)va, .iova = iova, .size = size,
-	};
-	struct iommu_ioas_map iommufd = {
-		.size = sizeof(iommufd), .ioas_id = ioas, .user_va = (uintptr_t)va, .iova = iova, .length = size,
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
-	};
-
-	if (backend == TYPE1 ? ioctl(container, VFIO_IOMMU_MAP_DMA, &type1) : ioctl(container, IOMMU_IOAS_MAP, &iommufd))
-		die("map %s", backend_names[backend]);
-}
-
-static void map(void *va, int kind)
+static void map(void *vaddr, size_t size, size_t step)
 {
 	size_t i;
 
-	if (kind != PIECES)
-		return map_range(va, IOVA, sizes[kind]);
-	for (i = 0; i < sizes[kind]; i += PAGE)
-		map_range(va + i, IOVA + i, PAGE);
+	for (i = 0; i < size / step; i++) {
+		pieces[i] = (struct dma_region) {
+			.vaddr = vaddr + i * step,
+			.iova = IOVA + i * step,
+			.size = step,
+		};
+		iommu_map(device->iommu, &pieces[i]);
+	}
 }
 
-static void unmap(int kind)
+/* All pieces at once */
+static void unmap(size_t size, size_t step)
 {
-	size_t size = sizes[kind];
-	struct vfio_iommu_type1_dma_unmap type1 = { .argsz = sizeof(type1), .iova = IOVA, .size = size };
-	struct iommu_ioas_unmap iommufd = { .size = sizeof(iommufd), .ioas_id = ioas, .iova = IOVA, .length = size };
+	struct dma_region all = { .iova = IOVA, .size = size };
+	u64 unmapped;
+	size_t i;
 
-	if (backend == TYPE1 ? ioctl(container, VFIO_IOMMU_UNMAP_DMA, &type1) :
-			       ioctl(container, IOMMU_IOAS_UNMAP, &iommufd))
-		die("unmap %s", backend_names[backend]);
-	if ((backend == TYPE1 ? type1.size : iommufd.length) != size)
-		die("unmap %s: short", backend_names[backend]);
+	INIT_LIST_HEAD(&all.link);
+	VFIO_ASSERT_EQ(__iommu_unmap(device->iommu, &all, &unmapped), 0);
+	VFIO_ASSERT_EQ(unmapped, size);
+	for (i = 0; i < size / step; i++)
+		list_del(&pieces[i].link);
 }
 
-static void dma(uint64_t iova, uint64_t direction)
+static void copy(iova_t source, size_t page)
 {
-	edu_copy(bar, iova, 0, EDU_SIZE, direction);
+	VFIO_ASSERT_EQ(vfio_pci_driver_memcpy(device, source, IOVA + page * PAGE, copied), 0);
 }
 
-/* Every page of every buffer has contents of its own. */
-static void fill(uint8_t *va, size_t size, uint32_t seed)
+/* Every word of every buffer has contents of its own. */
+static void fill(u32 *vaddr, size_t size, u32 seed)
 {
 	size_t i;
 
-	for (i = 0; i < size; i += 4)
-		*(uint32_t *)(va + i) = seed ^ (uint32_t)(i * 2654435761U);
+	for (i = 0; i < size / 4; i++)
+		vaddr[i] = seed ^ (u32)(i * 4 * 2654435761U);
 }
 
-static bool filled(const uint8_t *va, size_t size, uint32_t seed)
+static bool filled(const u32 *vaddr, size_t size, u32 seed)
 {
 	size_t i;
 
-	for (i = 0; i < size; i += 4)
-		if (*(const uint32_t *)(va + i) != (seed ^ (uint32_t)(i * 2654435761U)))
+	for (i = 0; i < size / 4; i++)
+		if (vaddr[i] != (seed ^ (u32)(i * 4 * 2654435761U)))
 			return false;
 	return true;
 }
 
-static size_t count_runs(const uint8_t *va, size_t size)
+/* Returns NULL, or why there is no such memory */
+static const char *check(int nr, const void *source, bool *ok)
 {
-	uint64_t entry, pfn, last = 0;
-	size_t i, runs = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
+	const size_t size = buffers[nr].size, step = buffers[nr].step, last = size / PAGE - 1;
+	/* First, last, and both sides of what is unmapped at once: 512 pages or runs */
+	const size_t pages[] = { last, 0, 511, 512, 513, 1023, 1024 };
+	size_t align = memory_page_size(buffers[nr].kind), i;
+	const char *reason;
+	void *vaddr[2];
+	u64 nr_runs;
 
-	if (fd < 0)
-		die("open pagemap");
-	for (i = 0; i < size; i += PAGE, last = pfn) {
-		if (pread(fd, &entry, 8, ((uintptr_t)va + i) / PAGE * 8) != 8)
-			die("read pagemap");
-		pfn = entry & ((1ULL << 55) - 1);
-		runs += pfn != last + 1;
+	for (i = 0; i < 2; i++) {
+		vaddr[i] = mmap_reserve(size, align, 0);
+		reason = memory_populate(vaddr[i], size, buffers[nr].kind);
+		if (reason)
+			return reason;
+		reason = memory_check_layout(vaddr[i], size, buffers[nr].kind, &nr_runs);
+		/* Base pages are taken as they come. */
+		if (reason && align > PAGE)
+			return reason;
 	}
-	close(fd);
-	return runs;
+	ksft_print_msg("%s: %zu KiB in %lu runs\n", buffers[nr].name, size / 1024, nr_runs);
+	memset(ok, true, RESULTS);
+
+#define for_each_page(i) for (i = 0; i < ARRAY_SIZE(pages); i++) if (!i || pages[i] < last)
+	fill(vaddr[0], size, 0xaaaa0000);
+	map(vaddr[0], size, step);
+	for_each_page(i) {
+		size_t from = pages[i] < last ? pages[i] + 1 : 0;
+
+		copy(IOVA + from * PAGE, pages[i]);
+		ok[0] &= !memcmp(vaddr[0] + pages[i] * PAGE, vaddr[0] + from * PAGE, copied);
+		fill(vaddr[0], size, 0xaaaa0000);
+	}
+	unmap(size, step);
+
+	fill(vaddr[1], size, 0xbbbb0000);
+	map(vaddr[1], size, step);
+	for_each_page(i) {
+		copy(SOURCE_IOVA, pages[i]);
+		ok[1] &= !memcmp(vaddr[1] + pages[i] * PAGE, source, copied);
+		fill(vaddr[1], size, 0xbbbb0000);
+	}
+	ok[2] = filled(vaddr[0], size, 0xaaaa0000);
+	unmap(size, step);
+
+	for_each_page(i)
+		copy(SOURCE_IOVA, pages[i]);
+	ok[3] = filled(vaddr[0], size, 0xaaaa0000) && filled(vaddr[1], size, 0xbbbb0000);
+
+	for (i = 0; i < 2; i++)
+		munmap(vaddr[i], size);
+	return NULL;
 }
 
-static uint8_t *allocate(int kind)
+static void check_mode(const char *bdf, const char *mode)
 {
-	size_t size = sizes[kind], pages = size / PAGE, i;
-	uint8_t *va;
+	struct iommu *iommu = iommu_init(mode);
+	struct dma_region source = { .iova = SOURCE_IOVA, .size = PAGE };
+	bool ok[RESULTS];
+	char name[64];
+	size_t nr, i;
 
-	va = mmap(NULL, size + 2 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	va = (uint8_t *)(((uintptr_t)va + 2 * MIB - 1) & ~(2 * MIB - 1));
-	va = mmap(va, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (kind == HUGETLB ? MAP_HUGETLB : 0),
-		  -1, 0);
-	if (va == MAP_FAILED)
-		return NULL;
-	if (kind != HUGETLB && madvise(va, size, kind == THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
-		die("madvise");
-	/* Touched with a stride that no page count here shares a divisor with: neighbours are no neighbours in memory. */
-	for (i = 0; i < pages; i++)
-		va[(kind == SMALL ? i : i * 37 % pages) * PAGE] = 1;
-	return va;
-}
+	device = vfio_pci_device_init(bdf, iommu);
+	device->driver.region = (struct dma_region){ .iova = 0, .size = SZ_2M };
+	device->driver.region.vaddr = mmap_reserve(SZ_2M, SZ_2M, 0);
+	source.vaddr = mmap_reserve(PAGE, PAGE, 0);
+	VFIO_ASSERT_NULL(memory_populate(device->driver.region.vaddr, SZ_2M, MEMORY_SCATTERED));
+	VFIO_ASSERT_NULL(memory_populate(source.vaddr, PAGE, MEMORY_SCATTERED));
+	iommu_map(iommu, &device->driver.region);
+	iommu_map(iommu, &source);
+	fill(source.vaddr, PAGE, 0xcccc0000);
+	vfio_pci_driver_init(device);
+	copied = min_t(u64, PAGE, device->driver.max_memcpy_size);
 
-static void check(int kind)
-{
-	const size_t size = sizes[kind], last = size / PAGE - 1;
-	/* First, last, and both sides of what unmap handles at once: a 2 MiB leaf or a batch of 512 runs. */
-	const size_t candidates[] = { 0, 511, 512, 513, 1023, 1024, last };
-	uint8_t *old = allocate(kind), *new = allocate(kind);
-	bool mapped = true, lands = true, old_clean = true, blocked = true;
-	size_t pages[16], n = 0, i;
+	for (nr = 0; nr < ARRAY_SIZE(buffers); nr++) {
+		const char *reason = check(nr, source.vaddr, ok);
 
-	if (!old || !new || (kind == THP && count_runs(old, size) > size / (2 * MIB))) {
-		const char *const names[] = { "mapped", "lands_in_new", "old_untouched", "blocked" };
-
-		for (i = 0; i < 4; i++)
-			printf("ok %u %s.%s.%s # SKIP no such memory\n", ++test_nr, backend_names[backend], kind_names[kind],
-			       names[i]);
-		return;
+		for (i = 0; i < RESULTS; i++) {
+			snprintf(name, sizeof(name), "%s.%s.%s", mode, buffers[nr].name, results[i]);
+			ksft_test_result_code(reason ? KSFT_SKIP : ok[i] ? KSFT_PASS : KSFT_FAIL,
+					      name, reason);
+		}
 	}
-	for (i = 0; i < sizeof(candidates) / sizeof(*candidates); i++)
-		if (candidates[i] < last || i == sizeof(candidates) / sizeof(*candidates) - 1)
-			pages[n++] = candidates[i];
-	printf("# %s %s: %zu KiB in %zu runs, %zu pages looked at\n", backend_names[backend], kind_names[kind], size / 1024,
-	       count_runs(old, size), n);
-
-	/* Through the mapping: the page after the one read gets its contents. */
-	fill(old, size, 0xaaaa0000);
-	map(old, kind);
-	for (i = 0; i < n; i++) {
-		size_t page = pages[i] * PAGE, copy = pages[i] < last ? page + PAGE : page - PAGE;
-
-		dma(IOVA + page, 0);
-		dma(IOVA + copy, TO_RAM);
-		mapped &= !memcmp(old + page, old + copy, EDU_SIZE);
-		fill(old, size, 0xaaaa0000);
-	}
-	result(mapped, kind, "mapped");
-	unmap(kind);
-
-	fill(new, size, 0xbbbb0000);
-	map(new, kind);
-	/* edu's buffer holds the last page of old; new must get it where it is written and keep all the rest. */
-	for (i = 0; i < n; i++) {
-		size_t page = pages[i] * PAGE;
-
-		dma(IOVA + page, TO_RAM);
-		lands &= !memcmp(new + page, old + pages[n - 1] * PAGE, EDU_SIZE);
-		fill(new, size, 0xbbbb0000);
-	}
-	old_clean = filled(old, size, 0xaaaa0000);
-	result(lands, kind, "lands_in_new");
-	result(old_clean, kind, "old_untouched");
-	unmap(kind);
-
-	for (i = 0; i < n; i++)
-		dma(IOVA + pages[i] * PAGE, TO_RAM);
-	blocked = filled(new, size, 0xbbbb0000) && filled(old, size, 0xaaaa0000);
-	result(blocked, kind, "blocked");
-
-	munmap(old, size);
-	munmap(new, size);
+	vfio_pci_device_cleanup(device);
+	iommu_cleanup(iommu);
 }
 
 int main(int argc, char **argv)
 {
-	int kind;
+	const char *bdf = vfio_selftests_get_bdf(&argc, argv);
+	size_t i;
 
-	setbuf(stdout, NULL);
-	bdf = argc > 1 ? argv[1] : getenv("VFIO_SELFTESTS_BDF");
-	if (!bdf) {
-		printf("1..0 # SKIP no device given\n");
-		return 4;
-	}
-	printf("TAP version 13\n1..%d\n", 2 * NR_KINDS * 4);
-	for (backend = TYPE1; backend <= IOMMUFD; backend++) {
-		open_device();
-		for (kind = 0; kind < NR_KINDS; kind++)
-			check(kind);
-		close_device();
-	}
-	return failed;
+	ksft_print_header();
+	ksft_set_plan(ARRAY_SIZE(modes) * ARRAY_SIZE(buffers) * RESULTS);
+	for (i = 0; i < ARRAY_SIZE(modes); i++)
+		check_mode(bdf, modes[i]);
+	ksft_finished();
 }

@@ -43,93 +43,58 @@ static const struct {
 static noinline void window_begin(void) { asm volatile("# begin"); }
 static noinline void window_end(void) { asm volatile("# end"); }
 
-static void do_ioctl(int fd, unsigned long request, void *arg, const char *what)
-{
-	if (ioctl(fd, request, arg)) {
-		perror(what);
-		exit(1);
-	}
-}
-
-static int open_or_die(const char *path)
-{
-	int fd = open(path, O_RDWR);
-
-	if (fd < 0) {
-		perror(path);
-		exit(1);
-	}
-	return fd;
-}
-
 int main(int argc, char **argv)
 {
 	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
-	struct iommu_ioas_alloc ioas = { .size = sizeof(ioas) };
-	struct iommu_ioas_map map = {
-		.size = sizeof(map),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE,
-	};
 	struct iommu_hwpt_alloc hwpt = { .size = sizeof(hwpt) };
 	struct iommu_destroy destroy = { .size = sizeof(destroy) };
 	struct gup_test gup = { .gup_flags = FOLL_WRITE };
-	u64 size = argc == 3 ? strtoull(argv[2], NULL, 0) : 0;
+	struct dma_region region = { .size = argc == 3 ? strtoull(argv[2], NULL, 0) : 0 };
+	struct vfio_pci_device device = {};
+	struct iommu *iommu;
 	const char *reason;
-	int fd, device;
 	size_t i, m;
 	u64 runs;
-	void *mem;
+	int fd;
 
 	for (m = 0; m < ARRAY_SIZE(memories); m++)
 		if (argc == 3 && !strcmp(memories[m].name, argv[1]))
 			break;
-	if (!size || m == ARRAY_SIZE(memories)) {
+	if (!region.size || m == ARRAY_SIZE(memories)) {
 		fprintf(stderr, "usage: unmap-bound MEMORY BYTES\n");
 		return 2;
 	}
 
-	mem = mmap_reserve(size, memory_page_size(memories[m].kind), 0);
-	reason = memory_populate(mem, size, memories[m].kind);
-	if (reason) {
-		fprintf(stderr, "%s\n", reason);
-		return 1;
-	}
+	region.vaddr = mmap_reserve(region.size, memory_page_size(memories[m].kind), 0);
+	region.iova = SZ_4G + memories[m].offset;
+	reason = memory_populate(region.vaddr, region.size, memories[m].kind);
+	VFIO_ASSERT_NULL(reason, "%s", reason);
 
-	fd = open_or_die("/sys/kernel/debug/gup_test");
-	gup.addr = (uintptr_t)mem;
-	gup.size = size;
-	gup.nr_pages_per_call = size / 4096;
+	fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+	VFIO_ASSERT_GE(fd, 0);
+	gup.addr = (uintptr_t)region.vaddr;
+	gup.size = region.size;
+	gup.nr_pages_per_call = region.size / 4096;
 	window_begin();
-	do_ioctl(fd, PIN_LONGTERM_BENCHMARK, &gup, "gup_test");
+	ioctl_assert(fd, PIN_LONGTERM_BENCHMARK, &gup);
 	window_end();
-	if (gup.size != size) {
-		fprintf(stderr, "gup_test: pinned %llu bytes only\n", gup.size);
-		return 1;
-	}
+	VFIO_ASSERT_EQ(gup.size, region.size);
 
-	fd = open_or_die("/dev/iommu");
-	device = open_or_die(vfio_pci_get_cdev_path(getenv("VFIO_SELFTESTS_BDF")));
-	bind.iommufd = fd;
-	do_ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind, "bind");
-	do_ioctl(fd, IOMMU_IOAS_ALLOC, &ioas, "IOAS_ALLOC");
-	map.ioas_id = ioas.out_ioas_id;
-	map.user_va = (uintptr_t)mem;
-	map.iova = SZ_4G + memories[m].offset;
-	map.length = size;
-	do_ioctl(fd, IOMMU_IOAS_MAP, &map, "IOAS_MAP");
-	reason = memory_check_layout(mem, size, memories[m].kind, &runs);
-	if (reason) {
-		fprintf(stderr, "%s\n", reason);
-		return 1;
-	}
+	iommu = iommu_init(MODE_IOMMUFD);
+	vfio_pci_cdev_open(&device, getenv("VFIO_SELFTESTS_BDF"));
+	bind.iommufd = iommu->iommufd;
+	ioctl_assert(device.fd, VFIO_DEVICE_BIND_IOMMUFD, &bind);
+	iommu_map(iommu, &region);
+	reason = memory_check_layout(region.vaddr, region.size, memories[m].kind, &runs);
+	VFIO_ASSERT_NULL(reason, "%s", reason);
 	hwpt.dev_id = bind.out_devid;
-	hwpt.pt_id = ioas.out_ioas_id;
+	hwpt.pt_id = iommu->ioas_id;
 	for (i = 0; i < 2; i++)
-		do_ioctl(fd, IOMMU_HWPT_ALLOC, &hwpt, "HWPT_ALLOC");
+		ioctl_assert(iommu->iommufd, IOMMU_HWPT_ALLOC, &hwpt);
 	destroy.id = hwpt.out_hwpt_id;
 	window_begin();
-	do_ioctl(fd, IOMMU_DESTROY, &destroy, "DESTROY");
+	ioctl_assert(iommu->iommufd, IOMMU_DESTROY, &destroy);
 	window_end();
-	printf("bound: memory=%s size=%llu runs=%llu\n", argv[1], (unsigned long long)size, (unsigned long long)runs);
+	printf("bound: memory=%s size=%llu runs=%llu\n", argv[1], (unsigned long long)region.size, (unsigned long long)runs);
 	return 0;
 }

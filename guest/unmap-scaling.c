@@ -7,14 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <linux/iommufd.h>
 #include <linux/sizes.h>
-#include <linux/vfio.h>
 
 #include <libvfio.h>
 
@@ -24,43 +20,6 @@ static unsigned long long now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
-}
-
-static void map(struct iommu *iommu, void *mem, u64 iova, u64 size)
-{
-	struct vfio_iommu_type1_dma_map type1 = {
-		.argsz = sizeof(type1),
-		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-		.vaddr = (uintptr_t)mem,
-		.iova = iova,
-		.size = size,
-	};
-	struct iommu_ioas_map ioas = {
-		.size = sizeof(ioas),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE,
-		.ioas_id = iommu->ioas_id,
-		.user_va = (uintptr_t)mem,
-		.iova = iova,
-		.length = size,
-	};
-
-	if (iommu->iommufd ? ioctl(iommu->iommufd, IOMMU_IOAS_MAP, &ioas) :
-			     ioctl(iommu->container_fd, VFIO_IOMMU_MAP_DMA, &type1)) {
-		perror("map");
-		exit(1);
-	}
-}
-
-static void unmap(struct iommu *iommu, u64 iova, u64 size)
-{
-	struct vfio_iommu_type1_dma_unmap type1 = { .argsz = sizeof(type1), .iova = iova, .size = size };
-	struct iommu_ioas_unmap ioas = { .size = sizeof(ioas), .ioas_id = iommu->ioas_id, .iova = iova, .length = size };
-
-	if (iommu->iommufd ? ioctl(iommu->iommufd, IOMMU_IOAS_UNMAP, &ioas) || ioas.length != size :
-			     ioctl(iommu->container_fd, VFIO_IOMMU_UNMAP_DMA, &type1) || type1.size != size) {
-		perror("unmap");
-		exit(1);
-	}
 }
 
 int main(int argc, char **argv)
@@ -78,9 +37,10 @@ int main(int argc, char **argv)
 
 	for (unsigned long long size = SZ_64M; size <= max; size *= 4) {
 		unsigned long long part = size < SZ_1G ? size : SZ_1G, start, map_ns, unmap_ns;
-		const u64 iova = SZ_4G;
+		struct dma_region whole = { .iova = SZ_4G, .size = size };
+		struct dma_region *parts = calloc_assert(size / part, sizeof(*parts));
 		const char *reason;
-		u64 runs;
+		u64 runs, unmapped;
 		void *mem;
 
 		mem = mmap_reserve(part, SZ_2M, 0);
@@ -89,22 +49,29 @@ int main(int argc, char **argv)
 			fprintf(stderr, "%s\n", reason);
 			return 1;
 		}
+		for (unsigned long long i = 0; i < size / part; i++)
+			parts[i] = (struct dma_region){ .vaddr = mem, .iova = SZ_4G + i * part, .size = part };
 		start = now_ns();
-		for (unsigned long long done = 0; done < size; done += part)
-			map(iommu, mem, iova + done, part);
+		for (unsigned long long i = 0; i < size / part; i++)
+			iommu_map(iommu, &parts[i]);
 		map_ns = now_ns() - start;
 		reason = memory_check_layout(mem, part, MEMORY_HUGETLB_2MB, &runs);
 		if (reason) {
 			fprintf(stderr, "%s\n", reason);
 			return 1;
 		}
+		/* All of them at once */
+		INIT_LIST_HEAD(&iommu->dma_regions);
+		INIT_LIST_HEAD(&whole.link);
 		start = now_ns();
-		unmap(iommu, iova, size);
+		VFIO_ASSERT_EQ(__iommu_unmap(iommu, &whole, &unmapped), 0);
 		unmap_ns = now_ns() - start;
+		VFIO_ASSERT_EQ(unmapped, whole.size);
 		printf("scaling: mode=%s size=%llu pages=%llu mappings=%llu runs=%llu map_ns=%llu unmap_ns=%llu\n", argv[1], size,
 		       size / 4096, size / part, (unsigned long long)runs * (size / part), map_ns, unmap_ns);
 		fflush(stdout);
 		munmap(mem, part);
+		free(parts);
 	}
 	vfio_pci_device_cleanup(device);
 	iommu_cleanup(iommu);
