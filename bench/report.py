@@ -397,15 +397,16 @@ def native_rows(name):
         for what in "base_min", "series_min", "bound":
             if r[what]:
                 cell[what] = min(cell.get(what, 1e9), float(r[what]))
-        cell.setdefault("ratios", []).append(float(r["ratio"]))
+        cell["differ"] = float(r["differ"])
     return conditions, found
 
 
 def native_cells(cell, bound):
     if not cell:
         return [""] * (4 if bound else 3)
+    mark = "~" if cell["differ"] > 5 else ""
     both = [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
-            f"**{cell['base_min'] / cell['series_min']:.2f}**"]
+            f"{mark}**{cell['base_min'] / cell['series_min']:.2f}**"]
     return both + ([f"{cell['series_min'] / cell['bound']:.2f}"] if bound else [])
 
 
@@ -431,6 +432,8 @@ def native_table(name, before):
     rows = [[form, memory] + [text for op in ("read", "pin", "unpin")
                               for text in native_cells(found[op][form, memory, size]["iommufd"], [])]
             for form, memory, size in found.get("pin", {})]
+    if not rows:
+        return note
     note += ["Accesses of iommufd, ns a page:", ""]
     return note + markdown(
         ["format", "memory", "read, before", "after", "ratio", "pin, before", "after", "ratio",
@@ -442,7 +445,7 @@ def native_headline(name, before):
     iommu = {"vtdss": "VT-d second stage", "x86_64": "VT-d first stage, AMD v2"}
     words = {"in_order": "contiguous", "scattered": "scattered"}
     rows = [[f" {iommu[form]}, {words[memory]} "]
-            + [f" {text} " for container in ("type1", "iommufd")
+            + [f" {text.lstrip('~')} " for container in ("type1", "iommufd")
                for text in native_cells(cells[container], [])]
             for (form, memory, _size), cells in found["unmap"].items()
             if form in iommu and memory in words]
