@@ -11,7 +11,7 @@ needs = lib/packages --ask tree $(1)
 guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
 review = $(call needs,build text review $(1)) && tree/apply
 
-.PHONY: help bench scaling profile readme test kunit stress faults test-each-patch test-each-part \
+.PHONY: help bench scaling native profile readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
 	applies kernel boot packages lint clean
 
@@ -29,6 +29,11 @@ bench: ## build the plain and the patched kernel, measure both, print the table,
 scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write results/
 	$(call guest,bench)
 	bench/scaling $(MACHINE) $(PERF)
+
+native: ## measure map and unmap in ns of this CPU, in User Mode Linux; write results/
+	$(call guest,bench)
+	bench/native
+	bench/report.py pages
 
 profile: ## measure where the instructions of unmap go, beside a lower bound; write results/
 	$(call guest)

@@ -2,10 +2,21 @@
 # usage: . "$top/bench/lib.sh"
 # Shared by what records results, for who has loaded a machine and set $variant
 
+# common_conditions KERNEL: of every run, of which KERNEL is the series
+common_conditions() {
+	local git=(git -C "$linux")
+	cat <<-END
+		# date: $(date -u +%F)
+		# base: $(sed -n 's/^package_version=//p' "$top/series/base") tree $("${git[@]}" rev-parse 'base^{tree}')
+		# series: $("${git[@]}" rev-list --count base..HEAD) patches, tree $("${git[@]}" rev-parse 'HEAD^{tree}')
+		# compiler: $("${CROSS_COMPILE}gcc" --version | head -n 1), $(grep -o '^CONFIG_CC_OPTIMIZE[A-Z_]*' "$1/config")
+	END
+}
+
 # start_run KIND: builds both $kernels, empties $work, writes the conditions of the run there
 start_run() {
 	declare -gA kernels
-	local kernel git=(git -C "$linux")
+	local kernel
 	for kernel in base series; do
 		kernels[$kernel]=$("$top/vm/kernel" "$machine" "$variant" "$kernel")
 	done
@@ -13,14 +24,11 @@ start_run() {
 	rm -rf "$work"
 	mkdir -p "$work"
 	# Now, as linux/ may go on while this runs.
-	cat >"$work/conditions" <<-END
-		# machine: $machine (${QEMU[*]}, TCG)
-		# date: $(date -u +%F)
-		# base: $(sed -n 's/^package_version=//p' "$top/series/base") tree $("${git[@]}" rev-parse 'base^{tree}')
-		# series: $("${git[@]}" rev-list --count base..HEAD) patches, tree $("${git[@]}" rev-parse 'HEAD^{tree}')
-		# qemu: $("${QEMU[0]}" --version | head -n 1)
-		# compiler: $("${CROSS_COMPILE}gcc" --version | head -n 1), $(grep -o '^CONFIG_CC_OPTIMIZE[A-Z_]*' "${kernels[series]}/config")
-	END
+	{
+		echo "# machine: $machine (${QEMU[*]}, TCG)"
+		echo "# qemu: $("${QEMU[0]}" --version | head -n 1)"
+		common_conditions "${kernels[series]}"
+	} >"$work/conditions"
 }
 
 # both FUNCTION ARGUMENT...: with the base and with the series kernel, at the same time

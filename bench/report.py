@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""usage: bench/report.py bench|scaling|profile WORKDIR NAME   a finished run to results/NAME*.csv
+"""usage: bench/report.py bench|scaling|profile|native WORKDIR NAME   a finished run to results/NAME*.csv
        bench/report.py bounds WORKDIR                      what the profile's bound is to measure
+       bench/report.py unsteady WORKDIR                    rows of bench/native to repeat
        bench/report.py show NAME                           the table of results/NAME.csv, as text
        bench/report.py plot NAME                           draw results/NAME-scaling.svg
        bench/report.py pages [--check]                     write or compare what pages show of it
@@ -237,6 +238,68 @@ def profile(work, name):
         "or more"], "container memory kernel function insn percent".split(), functions)
 
 
+NATIVE_KEY = "format container memory bytes".split()
+
+
+def native_raw(work):
+    """Lines by row, operation, alignment and kernel."""
+    rows = {}
+    for line in read_lines(work + "/raw"):
+        values = fields(line)
+        key = tuple(values[k] for k in NATIVE_KEY)
+        cells = rows.setdefault(key, {}).setdefault(values["op"], {})
+        cells.setdefault((values["align"], values["kernel"]), []).append(values)
+    return rows
+
+
+def halves(lines, what):
+    """Percent between the minima of the odd and of the even boots, as of two runs."""
+    two = [min(int(v[what]) for v in lines if int(v["run"]) % 2 == odd) for odd in (0, 1)]
+    return (max(two) / max(min(two), 1) - 1) * 100
+
+
+def native_differ(cells):
+    """The largest for any kernel, alignment and figure of a row."""
+    return max(halves(lines, what) for lines in cells.values() for what in ("min", "bound")
+               if what in lines[0])
+
+
+def unsteady(work):
+    print(",".join(":".join(key) for key, ops in native_raw(work).items()
+                   if max(map(native_differ, ops.values())) > 5))
+
+
+def native(work, name):
+    columns = ["align"] + NATIVE_KEY + ["pages", "runs", "op"]
+    columns += [f"{kernel}_{what}" for kernel in KERNELS
+                for what in ("min", "median", "wall", "spread")]
+    columns += ["ratio", "bound", "of_bound", "differ"]
+    table = []
+    for key, ops in native_raw(work).items():
+        for op, cells in ops.items():
+            for align in sorted({align for align, _ in cells}):
+                last = cells[align, "series"][-1]
+                line = [align, *key, last["pages"], last["runs"], op]
+                least = {}
+                for kernel in KERNELS:
+                    lines = cells[align, kernel]
+                    minima = [int(v["min"]) for v in lines]
+                    medians = sorted(int(v["median"]) for v in lines)
+                    least[kernel] = min(minima)
+                    line += [f"{ps / 1000:.2f}" for ps in (
+                        min(minima), medians[len(medians) // 2],
+                        min(int(v["wall"]) for v in lines))]
+                    line.append(f"{(max(minima) / min(minima) - 1) * 100:.1f}")
+                line.append(f"{least['base'] / least['series']:.2f}")
+                if "bound" in last:
+                    bound = min(int(v["bound"]) for v in cells[align, "series"])
+                    line += [f"{bound / 1000:.2f}", f"{least['series'] / bound:.2f}"]
+                else:
+                    line += ["", ""]
+                table.append(line + [f"{native_differ(cells):.1f}"])
+    write_csv(name, work, [], columns, table)
+
+
 # Tables
 
 def million(value):
@@ -267,14 +330,15 @@ def optimized(conditions):
 
 
 def measured_with(conditions, name=None):
-    qemu = re.search(r"version ([0-9.]+)", conditions["qemu"])[1]
+    qemu = re.search(r"version( [0-9.]+)", conditions.get("qemu", ""))
+    qemu = ", QEMU" + qemu[1] if qemu else ""
     compiler = re.search(r"(\S+) \(.*\) ([0-9.]+),", conditions["compiler"])
     if not name:
         series = conditions["series"].split(",")[0]
         return (f"({conditions['date']}, {series}, {optimized(conditions)}, {compiler[1]} "
-                f"{compiler[2]}, QEMU {qemu})")
+                f"{compiler[2]}{qemu})")
     return (f"{conditions['date']}, {conditions['series']}; `{optimized(conditions)}`, "
-            f"{compiler[1]} {compiler[2]}, QEMU {qemu}. [CSV](../results/{name}.csv)")
+            f"{compiler[1]} {compiler[2]}{qemu}. [CSV](../results/{name}.csv)")
 
 
 def results_table(name, before):
@@ -347,6 +411,74 @@ def text_table(name, before):
     return [line.replace("**", "") for line in stale(conditions, before)] + lines
 
 
+def native_rows(name):
+    """Minima of both alignments, by operation and row."""
+    conditions, rows = read_csv(name)
+    found = {}
+    for r in rows:
+        key = r["format"], r["memory"], int(r["bytes"])
+        cell = found.setdefault(r["op"], {}).setdefault(key, {}).setdefault(r["container"], {})
+        for what in "base_min", "series_min", "bound":
+            if r[what]:
+                cell[what] = min(cell.get(what, 1e9), float(r[what]))
+        cell["differ"] = float(r["differ"])
+    return conditions, found
+
+
+def native_cells(cell, bound):
+    if not cell:
+        return [""] * (4 if bound else 3)
+    mark = "~" if cell["differ"] > 5 else ""
+    both = [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
+            f"{mark}**{cell['base_min'] / cell['series_min']:.2f}**"]
+    return both + ([f"{cell['series_min'] / cell['bound']:.2f}"] if bound else [])
+
+
+def native_table(name, before):
+    conditions, found = native_rows(name)
+    note = stale(conditions, before) + [measured_with(conditions, name)
+                                        + f" {conditions['host']}.", ""]
+    for op, title in ("unmap", "Unmap"), ("map", "Map"), ("unmap", "Unmap by size"):
+        scaling = title.endswith("size")
+        bound = ["of the bound"] if op == "unmap" else []
+        rows = []
+        for (form, memory, size), cells in found[op].items():
+            if (memory == "scaling") == scaling:
+                size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+                rows.append([form, memory, size] + native_cells(cells.get("type1"), bound)
+                            + native_cells(cells.get("iommufd"), bound))
+        if rows:
+            head = ["format", "memory", "size"]
+            for container in "type1", "iommufd":
+                head += [container + ", before", "after", "ratio"] + bound
+            note += [title + ", ns a page:", ""]
+            note += markdown(head, ["--"] * 3 + ["--:"] * (len(head) - 3), rows) + [""]
+    rows = [[form, memory] + [text for op in ("read", "pin", "unpin")
+                              for text in native_cells(found[op][form, memory, size]["iommufd"], [])]
+            for form, memory, size in found.get("pin", {})]
+    if not rows:
+        return note
+    note += ["Accesses of iommufd, ns a page:", ""]
+    return note + markdown(
+        ["format", "memory", "read, before", "after", "ratio", "pin, before", "after", "ratio",
+         "unpin, before", "after", "ratio"], ["--"] * 2 + ["--:"] * 9, rows)
+
+
+def native_headline(name, before):
+    conditions, found = native_rows(name)
+    iommu = {"vtdss": "VT-d second stage", "x86_64": "VT-d first stage, AMD v2"}
+    words = {"in_order": "contiguous", "scattered": "scattered"}
+    rows = [[f" {iommu[form]}, {words[memory]} "]
+            + [f" {text.lstrip('~')} " for container in ("type1", "iommufd")
+               for text in native_cells(cells[container], [])]
+            for (form, memory, _size), cells in found["unmap"].items()
+            if form in iommu and memory in words]
+    head = "page table, 4 KiB pages;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
+    note = stale(conditions, before)
+    return note + [""] * len(note) + markdown([f" {h} " for h in head],
+                                              ["---"] + ["--:"] * 6, rows)
+
+
 def profile_table(name, before):
     conditions, rows = read_csv(name + "-profile")
     table = [[short(r["container"]), short(r["memory"]), r["kernel"]]
@@ -388,6 +520,7 @@ def hero(name, _before):
 
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
+          "native": native_table, "native_headline": native_headline,
           "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
@@ -427,7 +560,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-perf(-o2)?(-scaling)?\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
@@ -472,7 +605,8 @@ plot """ + ", ".join(parts) + "\n")
 
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
-                "bounds": (bounds, 1), "plot": (plot, 1), "current": (current, 1),
+                "native": (native, 2), "unsteady": (unsteady, 1), "bounds": (bounds, 1),
+                "plot": (plot, 1), "current": (current, 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
     if arguments[:1] == ["-h"]:
