@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""usage: bench/report.py bench|scaling|profile|native WORKDIR NAME   a finished run to results/NAME*.csv
+"""usage: bench/report.py bench|lookup|native|profile|scaling WORKDIR NAME
+                                                           a finished run to results/NAME*.csv
        bench/report.py bounds WORKDIR                      what the profile's bound is to measure
        bench/report.py unsteady WORKDIR                    rows of bench/native to repeat
        bench/report.py show NAME                           the table of results/NAME.csv, as text
@@ -134,6 +135,35 @@ def scaling(work, name):
                 rows.append([v["mode"], kernel, v["size"], v["pages"], v["mappings"], v["runs"],
                              v["map_ns"], v["unmap_ns"]])
     write_csv(name + "-scaling", work, [], columns, rows)
+
+
+def lookup(work, name):
+    """What KUnit's benchmark said in each boot. A format is named behind its rows."""
+    rows, boots = {}, sorted(glob.glob(work + "/boot.*"))
+    for boot in boots:
+        said, known = [], len(rows)
+        for line in read_lines(boot):
+            row = re.search(r"benchmark: (0x\w+) ([a-z ]+):((?: \w+ [\d.]+,[\d.]+)+)$", line)
+            format = re.match(r" *ok \d+ (.+?)(?: # .*)?$", line)
+            if re.match(r" *not ok", line):
+                die(f"{boot}: {line.strip()}")
+            elif row:
+                said.append(row)
+            elif format:
+                for size, kind, times in [row.groups() for row in said]:
+                    found = rows.setdefault((format[1], int(size, 16), kind), {})
+                    for op, *ns in re.findall(r"(\w+) ([\d.]+),([\d.]+)", times):
+                        found.setdefault(op, []).append([float(v) for v in ns])
+                said = []
+        if not rows or known not in (0, len(rows)):
+            die(f"{boot} is not complete")
+    if any(len(v) != len(boots) for row in rows.values() for v in row.values()):
+        die(f"{work}: the boots differ in what they ran")
+    ops = list(next(iter(rows.values())))
+    columns = [f"{op}_ns_{v}" for op in ops for v in ("min", "median")]
+    write_csv(name + "-lookup", work, [], ["format", "bytes", "kind"] + columns,
+              [[*key] + [f"{min(v):.1f}" for op in ops for v in zip(*row[op])]
+               for key, row in rows.items()])
 
 
 def profile_rows(work, kernel):
@@ -491,6 +521,23 @@ def profile_table(name, before):
     return note + markdown(head, ["--"] * 3 + ["--:"] * 11, table)
 
 
+def lookup_table(name, before):
+    conditions, rows = read_csv(name + "-lookup")
+    cells = {(r["format"], int(r["bytes"]), r["kind"]): r for r in rows}
+    columns = [("one leaf", op) for op in ("lookup", "length", "unmap")] + [("hole", "length")]
+    columns += [("in order", op) for op in ("runs1", "unmap")]
+    columns += [("scattered", op) for op in ("runs1", "runs32", "runs512", "unmap")]
+    table = [[format, f"{size >> 10}"] + [cells[format, size, kind][op + "_ns_min"]
+                                          for kind, op in columns]
+             for format, size in dict.fromkeys(key[:2] for key in cells)]
+    level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
+    note = stale(conditions, before) + [
+        f"{conditions['date']}, {conditions['series']}; `{level}`, {conditions['host']}. "
+        f"[CSV](../results/{name}-lookup.csv)", ""]
+    return note + markdown(["format", "KiB"] + [f"{kind}: {op}" for kind, op in columns],
+                           ["--"] + ["--:"] * (len(columns) + 1), table)
+
+
 def faults_table(_name, _before):
     """The injected faults: what the head of each faults/NAME.patch says of it."""
     rows = []
@@ -520,7 +567,7 @@ def hero(name, _before):
 
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "native": native_table, "native_headline": native_headline,
+          "native": native_table, "lookup": lookup_table, "native_headline": native_headline,
           "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
