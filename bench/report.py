@@ -652,7 +652,8 @@ plot """ + ", ".join(parts) + "\n")
 
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
-                "native": (native, 2), "unsteady": (unsteady, 1), "bounds": (bounds, 1),
+                "lookup": (lookup, 2), "native": (native, 2), "unsteady": (unsteady, 1),
+                "bounds": (bounds, 1),
                 "plot": (plot, 1), "current": (current, 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
