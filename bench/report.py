@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""usage: bench/report.py bench|scaling|profile WORKDIR NAME   a finished run to results/NAME*.csv
+"""usage: bench/report.py bench|scaling|profile|clients WORKDIR NAME
+                                                           a finished run to results/NAME*.csv
        bench/report.py bounds WORKDIR                      what the profile's bound is to measure
        bench/report.py show NAME                           the table of results/NAME.csv, as text
        bench/report.py plot NAME                           draw results/NAME-scaling.svg
@@ -13,6 +14,7 @@ import csv
 import glob
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -133,6 +135,76 @@ def scaling(work, name):
                 rows.append([v["mode"], kernel, v["size"], v["pages"], v["mappings"], v["runs"],
                              v["map_ns"], v["unmap_ns"]])
     write_csv(name + "-scaling", work, [], columns, rows)
+
+
+def clients(work, name):
+    """Lines "KERNEL ROUND client: row=... start=ns end=ns" and "KERNEL exact lookups: ...";
+    ROUND is a number, "exact" or "data"."""
+    times, exact, data = {}, {}, {kernel: {} for kernel in KERNELS}
+    hung = dict.fromkeys(KERNELS, 0)
+    for line in read_lines(work + "/raw"):
+        kernel, what, kind = line.split()[:3]
+        v = fields(line)
+        if what == "data" and " failed: " in line:
+            hung[kernel] += 1
+        elif what == "data":
+            data[kernel][v.get("row", kind)] = v
+        elif kind == "lookups:":
+            if v["missed"] != "0":
+                die(f"missed probe hits in {v['row']}")
+            exact[v["row"], kernel, "lookups"] = v["count"]
+        elif what == "exact":
+            exact[v["row"], kernel, "insn"] = v.get("end")
+        elif v["row"] != "end" and not v["row"].startswith("warmup/"):
+            times.setdefault(v["row"], {}).setdefault(kernel, []).append(v)
+    if data["base"].keys() != data["series"].keys():
+        die("not the same was checked with both kernels")
+    rounds = {len(of[kernel]) for of in times.values() for kernel in KERNELS}
+    if len(rounds) != 1:
+        die(f"rows have {rounds} rounds")
+
+    def median(row, kernel, what):
+        return statistics.median(int(v[what]) for v in times[row][kernel])
+
+    columns = "program container memory mib end".split()
+    for what in "start", "end":
+        columns += [f"{what}_ms_{k}_{v}" for k in KERNELS for v in ("median", "min", "max")]
+    columns += "end_ratio floor_ms_base floor_ms_series ratio_less_floor".split()
+    columns += "end_insn_base end_insn_series lookups_base lookups_series".split()
+    table = []
+    for row in times:
+        program, container, memory, mib, end = row.split("/")
+        line = [program, container, memory, mib, end]
+        for what in "start", "end":
+            for kernel in KERNELS:
+                values = [int(v[what]) for v in times[row][kernel]]
+                line += [f"{value / 1e6:.2f}" for value in (
+                    statistics.median(values), min(values), max(values))]
+        before, after = (median(row, kernel, "end") for kernel in KERNELS)
+        line.append(f"{before / after:.2f}")
+        if container == "none":
+            line += [""] * 3
+        else:
+            floor = [median("/".join([program, "none", memory, mib, end]), kernel, "end")
+                     for kernel in KERNELS]
+            line += [f"{value / 1e6:.2f}" for value in floor]
+            less = before - floor[0], after - floor[1]
+            # What is left of the series' time is within the noise if it is not positive.
+            line.append(f"{less[0] / less[1]:.1f}" if less[1] > 0 else "")
+        for what in "insn", "lookups":
+            line += [exact.get((row, kernel, what), "") for kernel in KERNELS]
+        table.append(line)
+    checked = []
+    for what, v in data["series"].items():
+        if what == "packets:":
+            checked.append("{received} of {sent} packets forwarded unchanged by testpmd".format(**v))
+        elif what != "end":
+            checked.append(what)
+    write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
+                           + ", ".join(checked),
+                           "nvme:// tried again, as QEMU's driver had no answer in 20 s: "
+                           "{base} times before, {series} after".format(**hung)], columns, table)
+    bars(name)
 
 
 def profile_rows(work, kernel):
@@ -366,7 +438,30 @@ def diffstat(_name, before):
                "series").splitlines() or before
 
 
-TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
+def clients_table(name, before):
+    conditions, rows = read_csv(name)
+    head = ["program", "VFIO by", "memory", "MiB", "ends by", "start, before", "after",
+            "end, before", "after", "ratio", "without device", "ratio less that",
+            "insn, before", "after", "lookups, before", "after"]
+    table = []
+    for r in rows:
+        if r["container"] == "none":
+            continue
+        line = [r["program"], r["container"], r["memory"], r["mib"], r["end"]]
+        for what in "start", "end":
+            line += ["{} ({}-{})".format(*(r[f"{what}_ms_{k}_{v}"] for v in (
+                "median", "min", "max"))) for k in KERNELS]
+        line += [f"**{r['end_ratio']}**", f"{r['floor_ms_base']}, {r['floor_ms_series']}",
+                 r["ratio_less_floor"] or "-"]
+        line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
+        table.append(line + [r["lookups_base"], r["lookups_series"]])
+    text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
+    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked: "
+             f"{conditions['data']}."]
+    return stale(conditions, before) + [measured_with(conditions, name), ""] + text
+
+
+TABLES = {"clients": clients_table, "results": results_table, "headline": headline_table, "profile": profile_table,
           "faults": faults_table, "parts": parts_table, "diffstat": diffstat}
 
 
@@ -407,7 +502,7 @@ def current(machine):
         print("skip: linux/ is not on the pinned base")
         return
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-perf(-o2)?(-scaling)?\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
@@ -450,8 +545,44 @@ plot """ + ", ".join(parts) + "\n")
     os.replace(svg + ".new", svg)
 
 
+def bars(name):
+    """A VM with 1 GiB from kill to gone."""
+    svg = f"{top}/results/{name}.svg"
+    rows = {(r["container"], r["memory"]): r for r in read_csv(name)[1]
+            if (r["program"], r["mib"], r["end"]) == ("vm", "1024", "kill")}
+    memories = [m for m in "hugetlb thp 4k".split()
+                if all((c, m) in rows for c in "none type1 iommufd".split())]
+    words = {"hugetlb": "2 MiB pages", "thp": "THP", "4k": "4 KiB pages"}
+    drawn = [(("type1", "base"), "Linux 7.3.4, VFIO type1", "#b0452c"),
+             (("iommufd", "base"), "Linux 7.3.4, iommufd", "#d69a80"),
+             (("type1", "series"), "with the series, VFIO type1", "#2c6fb0"),
+             (("iommufd", "series"), "with the series, iommufd", "#8fb4d9"),
+             (("none", "series"), "without a device", "#999999")]
+    lines = [" ".join([f'"{words[m]}"'] + [rows[c, m][f"end_ms_{k}_median"]
+                                           for (c, k), _, _ in drawn]) for m in memories]
+    parts = [f'$rows using {n + 2}:xtic(1) lc rgb "{colour}" title "{title}"'
+             for n, (_, title, colour) in enumerate(drawn)]
+    subprocess.run(["gnuplot"], check=True, text=True, input="$rows << EOD\n" + "\n".join(lines)
+                   + f"""
+EOD
+set terminal svg size 900,340 font "sans,13" background "white" name "clients"
+set output "{svg}.new"
+set title "A VM with 1 GiB and a device: from kill to gone"
+set style data histograms
+set style histogram clustered gap 1.5
+set style fill solid
+set xrange [-0.6:2.6]
+set yrange [0:*]
+set ylabel "ms"
+set grid ytics
+set key outside right
+plot """ + ", ".join(parts) + "\n")
+    os.replace(svg + ".new", svg)
+
+
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
+                "clients": (clients, 2),
                 "bounds": (bounds, 1), "plot": (plot, 1), "current": (current, 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
