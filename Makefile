@@ -11,7 +11,7 @@ needs = lib/packages --ask tree $(1)
 guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
 review = $(call needs,build text review $(1)) && tree/apply
 
-.PHONY: help bench scaling native profile readme test kunit stress faults test-each-patch test-each-part \
+.PHONY: help bench scaling native profile clients readme test kunit stress faults test-each-patch test-each-part \
 	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
 	applies kernel boot packages lint clean
 
@@ -38,6 +38,11 @@ native: ## measure map and unmap in ns of this CPU, in User Mode Linux; write re
 profile: ## measure where the instructions of unmap go, beside a lower bound; write results/
 	$(call guest)
 	bench/profile $(MACHINE) $(PERF)
+	bench/report.py pages
+
+clients: ## start and kill QEMU and DPDK on VFIO with both kernels, write results/
+	$(call guest,bench)
+	bench/clients x86_64-vtd-clients
 	bench/report.py pages
 
 readme: ## write the generated tables of README.md, docs/ and the cover letter

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""usage: bench/report.py bench|lookup|native|profile|scaling WORKDIR NAME
+"""usage: bench/report.py bench|clients|lookup|native|profile|scaling WORKDIR NAME
                                                            a finished run to results/NAME*.csv
        bench/report.py bounds WORKDIR                      what the profile's bound is to measure
        bench/report.py unsteady WORKDIR                    rows of bench/native to repeat
@@ -15,6 +15,7 @@ import csv
 import glob
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -164,6 +165,76 @@ def lookup(work, name):
     write_csv(name + "-lookup", work, [], ["format", "bytes", "kind"] + columns,
               [[*key] + [f"{min(v):.1f}" for op in ops for v in zip(*row[op])]
                for key, row in rows.items()])
+
+
+def clients(work, name):
+    """Lines "KERNEL ROUND client: row=... start=ns end=ns" and "KERNEL exact lookups: ...";
+    ROUND is a number, "exact" or "data"."""
+    times, exact, data = {}, {}, {kernel: {} for kernel in KERNELS}
+    hung = dict.fromkeys(KERNELS, 0)
+    for line in read_lines(work + "/raw"):
+        kernel, what, kind = line.split()[:3]
+        v = fields(line)
+        if what == "data" and " failed: " in line:
+            hung[kernel] += 1
+        elif what == "data":
+            data[kernel][v.get("row", kind)] = v
+        elif kind == "lookups:":
+            if v["missed"] != "0":
+                die(f"missed probe hits in {v['row']}")
+            exact[v["row"], kernel, "lookups"] = v["count"]
+        elif what == "exact":
+            exact[v["row"], kernel, "insn"] = v.get("end")
+        elif v["row"] != "end" and not v["row"].startswith("warmup/"):
+            times.setdefault(v["row"], {}).setdefault(kernel, []).append(v)
+    if data["base"].keys() != data["series"].keys():
+        die("not the same was checked with both kernels")
+    rounds = {len(of[kernel]) for of in times.values() for kernel in KERNELS}
+    if len(rounds) != 1:
+        die(f"rows have {rounds} rounds")
+
+    def median(row, kernel, what):
+        return statistics.median(int(v[what]) for v in times[row][kernel])
+
+    columns = "program container memory mib end".split()
+    for what in "start", "end":
+        columns += [f"{what}_ms_{k}_{v}" for k in KERNELS for v in ("median", "min", "max")]
+    columns += "end_ratio floor_ms_base floor_ms_series ratio_less_floor".split()
+    columns += "end_insn_base end_insn_series lookups_base lookups_series".split()
+    table = []
+    for row in times:
+        program, container, memory, mib, end = row.split("/")
+        line = [program, container, memory, mib, end]
+        for what in "start", "end":
+            for kernel in KERNELS:
+                values = [int(v[what]) for v in times[row][kernel]]
+                line += [f"{value / 1e6:.2f}" for value in (
+                    statistics.median(values), min(values), max(values))]
+        before, after = (median(row, kernel, "end") for kernel in KERNELS)
+        line.append(f"{before / after:.2f}")
+        if container == "none":
+            line += [""] * 3
+        else:
+            floor = [median("/".join([program, "none", memory, mib, end]), kernel, "end")
+                     for kernel in KERNELS]
+            line += [f"{value / 1e6:.2f}" for value in floor]
+            less = before - floor[0], after - floor[1]
+            # What is left of the series' time is within the noise if it is not positive.
+            line.append(f"{less[0] / less[1]:.1f}" if less[1] > 0 else "")
+        for what in "insn", "lookups":
+            line += [exact.get((row, kernel, what), "") for kernel in KERNELS]
+        table.append(line)
+    checked = []
+    for what, v in data["series"].items():
+        if what == "packets:":
+            checked.append("{received} of {sent} packets forwarded unchanged by testpmd".format(**v))
+        elif what != "end":
+            checked.append(what)
+    write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
+                           + ", ".join(checked),
+                           "nvme:// tried again, as QEMU's driver had no answer in 20 s: "
+                           "{base} times before, {series} after".format(**hung)], columns, table)
+    bars(name)
 
 
 def profile_rows(work, kernel):
@@ -566,8 +637,32 @@ def hero(name, _before):
             f"(results/{name}-scaling.svg)"]
 
 
+def clients_table(name, before):
+    conditions, rows = read_csv(name)
+    head = ["program", "VFIO by", "memory", "MiB", "ends by", "start, before", "after",
+            "end, before", "after", "ratio", "without device", "ratio less that",
+            "insn, before", "after", "lookups, before", "after"]
+    table = []
+    for r in rows:
+        if r["container"] == "none":
+            continue
+        line = [r["program"], r["container"], r["memory"], r["mib"], r["end"]]
+        for what in "start", "end":
+            line += ["{} ({}-{})".format(*(r[f"{what}_ms_{k}_{v}"] for v in (
+                "median", "min", "max"))) for k in KERNELS]
+        line += [f"**{r['end_ratio']}**", f"{r['floor_ms_base']}, {r['floor_ms_series']}",
+                 r["ratio_less_floor"] or "-"]
+        line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
+        table.append(line + [r["lookups_base"], r["lookups_series"]])
+    text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
+    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked: "
+             f"{conditions['data']}."]
+    return stale(conditions, before) + [measured_with(conditions, name), ""] + text
+
+
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "native": native_table, "lookup": lookup_table, "native_headline": native_headline,
+          "clients": clients_table, "native": native_table, "lookup": lookup_table,
+          "native_headline": native_headline,
           "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
@@ -650,10 +745,45 @@ plot """ + ", ".join(parts) + "\n")
     os.replace(svg + ".new", svg)
 
 
+def bars(name):
+    """A VM with 1 GiB from kill to gone."""
+    svg = f"{top}/results/{name}.svg"
+    rows = {(r["container"], r["memory"]): r for r in read_csv(name)[1]
+            if (r["program"], r["mib"], r["end"]) == ("vm", "1024", "kill")}
+    memories = [m for m in "hugetlb thp 4k".split()
+                if all((c, m) in rows for c in "none type1 iommufd".split())]
+    words = {"hugetlb": "2 MiB pages", "thp": "THP", "4k": "4 KiB pages"}
+    drawn = [(("type1", "base"), "Linux 7.3.4, VFIO type1", "#b0452c"),
+             (("iommufd", "base"), "Linux 7.3.4, iommufd", "#d69a80"),
+             (("type1", "series"), "with the series, VFIO type1", "#2c6fb0"),
+             (("iommufd", "series"), "with the series, iommufd", "#8fb4d9"),
+             (("none", "series"), "without a device", "#999999")]
+    lines = [" ".join([f'"{words[m]}"'] + [rows[c, m][f"end_ms_{k}_median"]
+                                           for (c, k), _, _ in drawn]) for m in memories]
+    parts = [f'$rows using {n + 2}:xtic(1) lc rgb "{colour}" title "{title}"'
+             for n, (_, title, colour) in enumerate(drawn)]
+    subprocess.run(["gnuplot"], check=True, text=True, input="$rows << EOD\n" + "\n".join(lines)
+                   + f"""
+EOD
+set terminal svg size 900,340 font "sans,13" background "white" name "clients"
+set output "{svg}.new"
+set title "A VM with 1 GiB and a device: from kill to gone"
+set style data histograms
+set style histogram clustered gap 1.5
+set style fill solid
+set xrange [-0.6:2.6]
+set yrange [0:*]
+set ylabel "ms"
+set grid ytics
+set key outside right
+plot """ + ", ".join(parts) + "\n")
+    os.replace(svg + ".new", svg)
+
+
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
-                "lookup": (lookup, 2), "native": (native, 2), "unsteady": (unsteady, 1),
-                "bounds": (bounds, 1),
+                "clients": (clients, 2), "lookup": (lookup, 2), "native": (native, 2),
+                "unsteady": (unsteady, 1), "bounds": (bounds, 1),
                 "plot": (plot, 1), "current": (current, 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
