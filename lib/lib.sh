@@ -19,7 +19,7 @@ usage() { sed -n '2,/^[^#]/s/^# //p' "$0"; }
 arguments() {
 	local min=${1%-*} max=${1#*-}
 	shift
-	if (($# < min || $# > ${max:-99})); then
+	if (($# < min || $# > ${max:-999})); then
 		usage >&2
 		exit 2
 	fi
