@@ -567,10 +567,10 @@ def native_table(name, before):
 
 def native_headline(name, before):
     conditions, found = native_rows(name)
-    iommu = {"vtdss": "VT-d second stage", "x86_64": "VT-d first stage, AMD v2"}
+    iommu = {"vtdss": "VT-d second stage"}
     words = {"in_order": "contiguous", "scattered": "scattered"}
     rows = [[f" {iommu[form]}, {words[memory]} "]
-            + [f" {text.lstrip('~')} " for container in ("type1", "iommufd")
+            + [f" {text} " for container in ("type1", "iommufd")
                for text in native_cells(cells[container], [])]
             for (form, memory, _size), cells in found["unmap"].items()
             if form in iommu and memory in words]
