@@ -9,6 +9,7 @@ common_conditions() {
 		# date: $(date -u +%F)
 		# base: $(sed -n 's/^package_version=//p' "$top/series/base") tree $("${git[@]}" rev-parse 'base^{tree}')
 		# series: $("${git[@]}" rev-list --count base..HEAD) patches, tree $("${git[@]}" rev-parse 'HEAD^{tree}')
+		# code: $("$top/bench/report.py" code "$machine")
 		# compiler: $("${CROSS_COMPILE}gcc" --version | head -n 1), $(grep -o '^CONFIG_CC_OPTIMIZE[A-Z_]*' "$1/config")
 	END
 }

@@ -6,6 +6,7 @@
        bench/report.py show NAME                           the table of results/NAME.csv, as text
        bench/report.py plot NAME                           draw results/NAME-scaling.svg
        bench/report.py pages [--check]                     write or compare what pages show of it
+       bench/report.py code MACHINE                        a hash of what can be in its kernel
        bench/report.py current MACHINE                     is what was recorded of this series?
 
 Raw results in, CSV out; from the CSV, the tables of pages and the plot. In a page each
@@ -13,6 +14,7 @@ Raw results in, CSV out; from the CSV, the tables of pages and the plot. In a pa
 """
 import csv
 import glob
+import hashlib
 import os
 import re
 import statistics
@@ -411,6 +413,16 @@ def markdown(head, align, rows):
     return ["|" + "|".join(str(cell) for cell in row) + "|" for row in [head, align] + rows]
 
 
+def code(revision, machine):
+    """A hash of the files of REVISION that can be in a kernel of MACHINE."""
+    out = r"(Documentation|drivers/iommu/tests)/|.*(kunit|selftests)[^/]*$|MAINTAINERS"
+    if not machine.startswith("arm64"):
+        out += "|drivers/iommu/arm/"
+    files = [line for line in git("ls-tree", "-r", revision).splitlines()
+             if not re.match(out, line.split("\t")[1])]
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+
+
 def stale(conditions, before):
     """A line if the run is not one of linux/'s series. On another base that cannot be said, and
     what the page said BEFORE stays."""
@@ -418,6 +430,8 @@ def stale(conditions, before):
         return [line for line in before if STALE in line]
     measured = conditions["series"]
     if measured.endswith("tree " + git("rev-parse", "series^{tree}")):
+        return []
+    if conditions.get("code") == code("series", conditions["machine"]):
         return []
     return [f"**{STALE}** ({measured})."]
 
@@ -785,6 +799,7 @@ def main(arguments):
                 "clients": (clients, 2), "lookup": (lookup, 2), "native": (native, 2),
                 "unsteady": (unsteady, 1), "bounds": (bounds, 1),
                 "plot": (plot, 1), "current": (current, 1),
+                "code": (lambda machine: print(code("HEAD", machine)), 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
     if arguments[:1] == ["-h"]:
