@@ -30,9 +30,10 @@ scaling: ## measure unmap from 64 MiB to 1 TiB (the base to BASE_GIB=64), write 
 	$(call guest,bench)
 	bench/scaling $(MACHINE) $(PERF)
 
-native: ## measure map and unmap in ns of this CPU, in User Mode Linux; write results/
+native: ## measure map, unmap and lookups in ns of this CPU, in User Mode Linux; write results/
 	$(call guest,bench)
 	bench/native
+	bench/lookup
 	bench/report.py pages
 
 profile: ## measure where the instructions of unmap go, beside a lower bound; write results/

@@ -318,7 +318,8 @@ def profile(work, name):
             unpin, clear = bound[values["memory"]]
             totals.append(head + [values["size"], kernel, values["runs"], total]
                           + [window["class"].get(c, 0) for c in CLASSES]
-                          + [window["invalidations"], f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
+                          + [window["invalidations"],
+                             f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
                              f"{total / (unpin + clear):.2f}"])
             functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
                           for function, count in sorted(window["function"].items(),
@@ -387,10 +388,10 @@ def native(work, name):
                 for kernel in KERNELS:
                     lines = cells[align, kernel]
                     minima = [int(v["min"]) for v in lines]
-                    medians = sorted(int(v["median"]) for v in lines)
+                    median = statistics.median_high(int(v["median"]) for v in lines)
                     least[kernel] = min(minima)
                     line += [f"{ps / 1000:.2f}" for ps in (
-                        min(minima), medians[len(medians) // 2],
+                        min(minima), median,
                         min(int(v["wall"]) for v in lines))]
                     line.append(f"{(max(minima) / min(minima) - 1) * 100:.1f}")
                 line.append(f"{least['base'] / least['series']:.2f}")
@@ -615,10 +616,8 @@ def lookup_table(name, before):
     table = [[format, f"{size >> 10}"] + [cells[format, size, kind][op + "_ns_min"]
                                           for kind, op in columns]
              for format, size in dict.fromkeys(key[:2] for key in cells)]
-    level = "-O2" if "PERFORMANCE" in conditions["compiler"] else "-Os"
-    note = stale(conditions, before) + [
-        f"{conditions['date']}, {conditions['series']}; `{level}`, {conditions['host']}. "
-        f"[CSV](../results/{name}-lookup.csv)", ""]
+    note = stale(conditions, before) + [measured_with(conditions, name + "-lookup")
+                                        + f" {conditions['host']}.", ""]
     return note + markdown(["format", "KiB"] + [f"{kind}: {op}" for kind, op in columns],
                            ["--"] + ["--:"] * (len(columns) + 1), table)
 
@@ -716,7 +715,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
