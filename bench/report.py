@@ -415,13 +415,16 @@ def markdown(head, align, rows):
 
 
 def code(revision, machine):
-    """A hash of the files of REVISION that can be in a kernel of MACHINE."""
+    """A hash of what REVISION changes in a kernel of MACHINE. A comment changes nothing."""
     out = r"(Documentation|drivers/iommu/tests)/|.*(kunit|selftests)[^/]*$|MAINTAINERS"
     if not machine.startswith("arm64"):
         out += "|drivers/iommu/arm/"
-    files = [line for line in git("ls-tree", "-r", revision).splitlines()
-             if not re.match(out, line.split("\t")[1])]
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+    parts = [git("rev-parse", "base^{tree}")]
+    for file in git("diff", "--name-only", "base", revision).splitlines():
+        if not re.match(out, file):
+            text = git("show", f"{revision}:{file}") if git("ls-tree", revision, file) else ""
+            parts += [file, re.sub(r'("(?:\\.|[^"\\])*")|/\*.*?\*/|\s+', r"\1 ", text, flags=re.S)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def stale(conditions, before):
