@@ -103,8 +103,6 @@ def bench(work, name):
     for what in "map_insn", "unmap_insn":
         columns += [what + "_base", what + "_series", what + "_ratio"]
     columns += "map_again_insn_base map_again_insn_series lookups_base lookups_series".split()
-    for what in "map", "unmap":
-        columns += [f"{what}_ms_{k}_{v}" for k in KERNELS for v in ("median", "min", "max")]
     get_pa = any("get_pa_ns_median" in r["base", "exact"] for r in rows.values())
     if get_pa:
         columns += "get_pa_insn_base get_pa_insn_series get_pa_insn_ratio".split()
@@ -119,9 +117,6 @@ def bench(work, name):
         line = list(key) + both("exact", "runs") + compared("first", "map")
         line += compared("exact", "unmap") + both("exact", "map_ns_median")
         line += both("lookups", "count")
-        for what in "map", "unmap":
-            line += [f"{int(row[kernel, 'wall'][f'{what}_ns_{v}']) / 1e6:.3f}"
-                     for kernel in KERNELS for v in ("median", "min", "max")]
         if get_pa:
             line += compared("exact", "get_pa")
         table.append(line)
@@ -465,7 +460,7 @@ def results_table(name, before):
     head = ["container", "memory", "MiB", "runs", "map, before", "after", "unmap, before", "after",
             "ratio", "lookups, before", "after"]
     get_pa = "get_pa_insn_base" in rows[0]
-    table, times = [], []
+    table = []
     for r in rows:
         runs = ", ".join(dict.fromkeys([r["runs_base"], r["runs_series"]]))
         line = [short(r["container"]), short(r["memory"]), int(r["bytes"]) >> 20, runs]
@@ -475,18 +470,10 @@ def results_table(name, before):
         if get_pa:
             line += [million(r[f"get_pa_insn_{k}"]) for k in KERNELS] + [r["get_pa_insn_ratio"]]
         table.append(line)
-        line = line[:2]
-        for what in "map", "unmap":
-            for k in KERNELS:
-                line.append("{:.2f}".format(float(r[f"{what}_ms_{k}_median"])))
-        times.append(line)
     if get_pa:
         head += ["GET_PA, before", "after", "ratio"]
-    text = markdown(head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
-    text += ["", "Wall time in ms:", ""]
-    text += markdown(["container", "memory", "map, before", "after", "unmap, before", "after"],
-                     ["--", "--"] + ["--:"] * 4, times)
-    return stale(conditions, before) + [measured_with(conditions, name), ""] + text
+    return stale(conditions, before) + [measured_with(conditions, name), ""] + markdown(
+        head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
 
 
 def headline_table(name, before):
