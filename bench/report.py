@@ -531,43 +531,33 @@ def native_rows(name):
     return conditions, found
 
 
-def native_cells(cell, bound):
-    if not cell:
-        return [""] * (4 if bound else 3)
+def native_cells(cell):
     mark = "~" if cell["differ"] > 5 else ""
-    both = [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
+    return [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
             f"{mark}**{cell['base_min'] / cell['series_min']:.2f}**"]
-    return both + ([f"{cell['series_min'] / cell['bound']:.2f}"] if bound else [])
 
 
 def native_table(name, before):
     conditions, found = native_rows(name)
+    rows = []
+    for (form, memory, size), cells in found["unmap"].items():
+        # Their twins say the same.
+        if not memory.startswith("memfd_") and memory != "large_off_by_page":
+            size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+            line = [form, memory, size]
+            for cell in cells["type1"], cells["iommufd"]:
+                line += native_cells(cell) + [f"{cell['series_min'] / cell['bound']:.2f}"]
+            rows.append(line)
+    head = "format;memory;size;type1, before;after;ratio;of the bound;iommufd, before;after;ratio;"
     note = stale(conditions, before) + [measured_with(conditions, name)
-                                        + f" {conditions['host']}.", ""]
-    for op, title in ("unmap", "Unmap"), ("map", "Map"), ("unmap", "Unmap by size"):
-        scaling = title.endswith("size")
-        bound = ["of the bound"] if op == "unmap" else []
-        rows = []
-        for (form, memory, size), cells in found[op].items():
-            if (memory == "scaling") == scaling:
-                size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
-                rows.append([form, memory, size] + native_cells(cells.get("type1"), bound)
-                            + native_cells(cells.get("iommufd"), bound))
-        if rows:
-            head = ["format", "memory", "size"]
-            for container in "type1", "iommufd":
-                head += [container + ", before", "after", "ratio"] + bound
-            note += [title + ", ns a page:", ""]
-            note += markdown(head, ["--"] * 3 + ["--:"] * (len(head) - 3), rows) + [""]
+                                        + f" {conditions['host']}.", "", "Unmap:", ""]
+    note += markdown((head + "of the bound").split(";"), ["--"] * 3 + ["--:"] * 8, rows)
+    head = "format;memory;read, before;after;ratio;pin, before;after;ratio;unpin, before;after;ratio"
     rows = [[form, memory] + [text for op in ("read", "pin", "unpin")
-                              for text in native_cells(found[op][form, memory, size]["iommufd"], [])]
-            for form, memory, size in found.get("pin", {})]
-    if not rows:
-        return note
-    note += ["Accesses of iommufd, ns a page:", ""]
-    return note + markdown(
-        ["format", "memory", "read, before", "after", "ratio", "pin, before", "after", "ratio",
-         "unpin, before", "after", "ratio"], ["--"] * 2 + ["--:"] * 9, rows)
+                              for text in native_cells(found[op][form, memory, size]["iommufd"])]
+            for form, memory, size in found["pin"]]
+    return note + ["", "Accesses of iommufd:", ""] + markdown(
+        head.split(";"), ["--"] * 2 + ["--:"] * 9, rows)
 
 
 def native_headline(name, before):
@@ -576,7 +566,7 @@ def native_headline(name, before):
     words = {"in_order": "contiguous", "scattered": "scattered"}
     rows = [[f" {iommu[form]}, {words[memory]} "]
             + [f" {text} " for container in ("type1", "iommufd")
-               for text in native_cells(cells[container], [])]
+               for text in native_cells(cells[container])]
             for (form, memory, _size), cells in found["unmap"].items()
             if form in iommu and memory in words]
     head = "page table, 4 KiB pages;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
