@@ -36,7 +36,7 @@ native: ## measure map, unmap and lookups in ns of this CPU, in User Mode Linux;
 	bench/lookup
 	bench/report.py pages
 
-profile: ## measure where the instructions of unmap go, beside a lower bound; write results/
+profile: ## measure where the instructions of unmap go, write results/
 	$(call guest)
 	bench/profile $(MACHINE) $(PERF)
 	bench/report.py pages

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """usage: bench/report.py bench|clients|lookup|native|profile|scaling WORKDIR NAME
                                                            a finished run to results/NAME*.csv
-       bench/report.py bounds WORKDIR                      what the profile's bound is to measure
        bench/report.py unsteady WORKDIR                    rows of bench/native to repeat
        bench/report.py show NAME                           the table of results/NAME.csv, as text
        bench/report.py plot NAME                           draw results/NAME-scaling.svg
@@ -268,11 +267,6 @@ def invalidations(path):
     return found
 
 
-def bounds(work):
-    memory = {row["memory"]: row["size"] for row in profile_rows(work, "base")}
-    print("\n".join(f"{name}:{size}" for name, size in memory.items()))
-
-
 def profile(work, name):
     rows = {}
     for kernel in KERNELS:
@@ -293,29 +287,15 @@ def profile(work, name):
             if sum(rounds[0]["class"].values()) != rounds[0]["total"]:
                 die(f"{kernel}: the classes of {asked[i]} do not add up")
             rows.setdefault(asked[i], {})[kernel] = values, rounds[0]
-    bound = {}
-    measured = windows(work + "/bound.profile")
-    memories = list(dict.fromkeys(row["base"][0]["memory"] for row in rows.values()))
-    if len(measured) != 2 * len(memories):
-        die(f"{len(measured)} windows of the bound for {len(memories)} kinds of memory")
-    for i, memory in enumerate(memories):
-        unpin, clear = measured[2 * i]["class"], measured[2 * i + 1]["class"]
-        if [bool(w.get(c)) for w in (unpin, clear) for c in ("unpin", "clear")] != [
-                True, False, False, True]:
-            die(f"no bound for {memory} in {work}/bound.profile")
-        bound[memory] = unpin["unpin"], clear["clear"]
-
     totals, functions = [], []
     for row in rows.values():
         for kernel in KERNELS:
             values, window = row[kernel]
             total, head = window["total"], [values["mode"], values["memory"]]
-            unpin, clear = bound[values["memory"]]
             totals.append(head + [values["size"], kernel, values["runs"], total]
                           + [window["class"].get(c, 0) for c in CLASSES]
                           + [window["invalidations"],
-                             f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
-                             f"{total / (unpin + clear):.2f}"])
+                             f"{window['class'].get('lookup', 0) * 100 / total:.1f}"])
             functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
                           for function, count in sorted(window["function"].items(),
                                                         key=lambda f: -f[1])
@@ -326,11 +306,9 @@ def profile(work, name):
     write_csv(name + "-profile", work, [
         insn,
         "classes: bench/profile.classes; interrupt: from the entry of an interrupt or exception to "
-        "its end; other: the rest",
-        "bound: unpin_user_pages() in gup_test, one page after the other, and one iommu_unmap() of "
-        "the span, from a domain without a device"],
+        "its end; other: the rest"],
         "container memory bytes kernel runs total".split() + CLASSES
-        + "invalidations lookup_percent bound_unpin bound_unmap multiple".split(), totals)
+        + ["invalidations", "lookup_percent"], totals)
     write_csv(name + "-profile-functions", work, [
         insn,
         "functions: what each executes itself, without what it calls; those with 1% of their row "
@@ -579,12 +557,11 @@ def profile_table(name, before):
     conditions, rows = read_csv(name + "-profile")
     table = [[short(r["container"]), short(r["memory"]), r["kernel"]]
              + [million(r[c]) for c in ["total"] + CLASSES]
-             + [r.get("invalidations", ""), r["lookup_percent"], r["multiple"]]
+             + [r.get("invalidations", ""), r["lookup_percent"]]
              for r in rows]
-    head = ["container", "memory", "kernel", "total"] + CLASSES + ["IOTLB commands", "lookup, %",
-                                                               "of the bound"]
+    head = ["container", "memory", "kernel", "total"] + CLASSES + ["IOTLB commands", "lookup, %"]
     note = stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""]
-    return note + markdown(head, ["--"] * 3 + ["--:"] * 11, table)
+    return note + markdown(head, ["--"] * 3 + ["--:"] * 10, table)
 
 
 def lookup_table(name, before):
@@ -776,8 +753,7 @@ plot """ + ", ".join(parts) + "\n")
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
                 "clients": (clients, 2), "lookup": (lookup, 2), "native": (native, 2),
-                "unsteady": (unsteady, 1), "bounds": (bounds, 1),
-                "plot": (plot, 1), "current": (current, 1),
+                "unsteady": (unsteady, 1), "plot": (plot, 1), "current": (current, 1),
                 "code": (lambda machine: print(code("HEAD", machine)), 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
