@@ -173,13 +173,10 @@ def clients(work, name):
     """Lines "KERNEL ROUND client: row=... start=ns end=ns" and "KERNEL exact lookups: ...";
     ROUND is a number, "exact" or "data"."""
     times, exact, data = {}, {}, {kernel: {} for kernel in KERNELS}
-    hung = dict.fromkeys(KERNELS, 0)
     for line in read_lines(work + "/raw"):
         kernel, what, kind = line.split()[:3]
         v = fields(line)
-        if what == "data" and " failed: " in line:
-            hung[kernel] += 1
-        elif what == "data":
+        if what == "data":
             data[kernel][v.get("row", kind)] = v
         elif kind == "lookups:":
             if v["missed"] != "0":
@@ -233,9 +230,7 @@ def clients(work, name):
         elif what != "end":
             checked.append(what)
     write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
-                           + ", ".join(checked),
-                           "nvme:// tried again, as QEMU's driver had no answer in 20 s: "
-                           "{base} times before, {series} after".format(**hung)], columns, table)
+                           + ", ".join(checked)], columns, table)
     bars(name)
 
 
