@@ -671,9 +671,26 @@ def clients_table(name, before):
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
 
 
+def clients_headline(name, before):
+    conditions, rows = read_csv(name)
+    cells = {r["container"]: r for r in rows
+             if (r["program"], r["memory"], r["mib"], r["end"]) == ("vm", "hugetlb", "2048", "kill")}
+
+    def ms(container, kernel):
+        return f"{float(cells[container][f'end_ms_{kernel}_median']):.0f}"
+
+    note = stale(conditions, before)
+    took = ", ".join(f"{container} {ms(container, 'base')} ms before and {ms(container, 'series')} after"
+                     for container in ("type1", "iommufd"))
+    return note + [""] * len(note) + [
+        "Debian's QEMU with 2 GiB of huge pages and a device, from SIGKILL until it is gone:",
+        f"{took}; {ms('none', 'series')} without a device (`make clients`).", "",
+        f"![A VM with 1 GiB, from kill to gone](results/{name}.svg)"]
+
+
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "clients": clients_table, "native": native_table, "lookup": lookup_table,
-          "native_headline": native_headline,
+          "clients": clients_table, "clients_headline": clients_headline,
+          "native": native_table, "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
@@ -713,7 +730,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
