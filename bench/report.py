@@ -229,8 +229,8 @@ def clients(work, name):
             checked.append("{received} of {sent} packets forwarded unchanged by testpmd".format(**v))
         elif what != "end":
             checked.append(what)
-    write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
-                           + ", ".join(checked)], columns, table)
+    write_csv(name, work, [f"rounds: {rounds.pop()}", "checked: " + ", ".join(checked)],
+              columns, table)
     bars(name)
 
 
@@ -666,8 +666,8 @@ def clients_table(name, before):
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
         table.append(line + [r["lookups_base"], r["lookups_series"]])
     text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
-    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked: "
-             f"{conditions['data']}."]
+    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked with both "
+             f"kernels: {conditions['checked']}."]
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
 
 
