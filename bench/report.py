@@ -370,6 +370,7 @@ def native(work, name):
                     line += ["", ""]
                 table.append(line + [f"{native_differ(cells):.1f}"])
     write_csv(name, work, [], columns, table)
+    plot(name)
 
 
 # Tables
@@ -595,9 +596,10 @@ def parts_table(_name, _before):
 
 
 def hero(name, _before):
-    """The plot of unmap against size; before it is recorded for NAME, that of -Os."""
-    if not os.path.exists(f"{top}/results/{name}-scaling.svg"):
-        name = name.removesuffix("-o2")
+    """The plot of unmap against size"""
+    if name.endswith("-native"):
+        return ["![Time of an unmap against its size, and what it cannot get below]"
+                f"(../results/{name}-scaling.svg)"]
     return ["![Instructions of one unmap against its size: before, it grows with 4 KiB pages]"
             f"(results/{name}-scaling.svg)"]
 
@@ -691,38 +693,66 @@ def current(machine):
 
 
 def plot(name):
-    conditions, rows = read_csv(name + "-scaling")
+    """Unmap against its size: guest instructions or, of bench/native, ns a page"""
+    if name.endswith("-native"):
+        conditions, found = native_rows(name)
+        cells = {size: cell for (_, memory, size), cell in found["unmap"].items()
+                 if memory == "scaling"}
+        points = {(container, what): [(size, cell[container][what + "_min"])
+                                      for size, cell in cells.items()]
+                  for container in ("type1", "iommufd") for what in KERNELS}
+        points["type1", "bound"] = [(size, cell["type1"]["bound"])
+                                    for size, cell in cells.items()]
+        title = ("CPU time of an unmap, a page (VT-d second stage, scattered 4 KiB pages, "
+                 f"{optimized(conditions)})")
+        sizes, first = "64 KiB,256 KiB,1 MiB,4 MiB,16 MiB,64 MiB,256 MiB", 16
+        axes = """set xrange [5e4:4e8]
+set yrange [4:400]
+set ytics (5, 10, 20, 50, 100, 200)
+set ylabel "ns a page"
+set key top right"""
+    else:
+        conditions, rows = read_csv(name + "-scaling")
+        points = {}
+        for r in rows:
+            points.setdefault((short(r["container"]), r["kernel"]), []).append(
+                (r["bytes"], r["unmap_insn"]))
+        iommu = {"x86_64-vtd": "VT-d", "x86_64-amd": "AMD-Vi"}.get(name.rsplit("-perf")[0], name)
+        title = ("Cost of an unmap, before and after "
+                 f"({iommu}, 2 MiB pages, {optimized(conditions)})")
+        sizes, first = "64 MiB,256 MiB,1 GiB,4 GiB,16 GiB,64 GiB,256 GiB,1 TiB", 26
+        numbers = ", ".join(f'"{factor} {word}" {factor * scale}' for word, scale in (
+            ("thousand", 10**3), ("million", 10**6), ("billion", 10**9))
+                            for factor in (1, 10, 100))
+        axes = f"""set xrange [4e7:2e12]
+set yrange [1e3:3e10]
+set ytics ({numbers})
+set ylabel "CPU instructions executed"
+set key bottom right
+set lmargin 19"""
     svg = f"{top}/results/{name}-scaling.svg"
-    lines = [("vfio_type1v2_iommu", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
+    lines = [("type1", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
              ("iommufd", "base", "Linux 7.3.4, iommufd", "#b0452c", 5, 2),
-             ("vfio_type1v2_iommu", "series", "with the series, VFIO type1", "#2c6fb0", 7, 1),
-             ("iommufd", "series", "with the series, iommufd", "#2c6fb0", 5, 2)]
-    iommu = {"x86_64-vtd": "VT-d", "x86_64-amd": "AMD-Vi"}.get(name.rsplit("-perf")[0], name)
+             ("type1", "series", "with the series, VFIO type1", "#2c6fb0", 7, 1),
+             ("iommufd", "series", "with the series, iommufd", "#2c6fb0", 5, 2),
+             ("type1", "bound", "bound: unmap and unpin of known pages", "#999999", 1, 3)]
     blocks, parts = "", []
-    for n, (container, kernel, title, colour, point, dash) in enumerate(lines):
-        points = "\n".join(f"{r['bytes']} {r['unmap_insn']}" for r in rows
-                           if (r["container"], r["kernel"]) == (container, kernel))
-        blocks += f"$line{n} << EOD\n{points}\nEOD\n"
-        parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" '
-                     f'title "{title}"')
-    sizes = ", ".join(f'"{label}" {1 << 26 + 2 * n}' for n, label in enumerate(
-        "64 MiB,256 MiB,1 GiB,4 GiB,16 GiB,64 GiB,256 GiB,1 TiB".split(",")))
-    numbers = ", ".join(f'"{factor} {word}" {factor * scale}' for word, scale in (
-        ("thousand", 10**3), ("million", 10**6), ("billion", 10**9)) for factor in (1, 10, 100))
+    for n, (container, kernel, label, colour, point, dash) in enumerate(lines):
+        if (container, kernel) in points:
+            data = "\n".join(f"{x} {y}" for x, y in points[container, kernel])
+            blocks += f"$line{n} << EOD\n{data}\nEOD\n"
+            parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" '
+                         f'title "{label}"')
+    ticks = ", ".join(f'"{label}" {1 << first + 2 * n}' for n, label in enumerate(sizes.split(",")))
     subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
 set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
 set output "{svg}.new"
-set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages, {optimized(conditions)})"
+set title "{title}"
 set logscale xy
-set xrange [4e7:2e12]
-set yrange [1e3:3e10]
-set xtics ({sizes})
-set ytics ({numbers})
+set xtics ({ticks})
 set xlabel "memory unmapped with one call" offset 0,-0.3
-set ylabel "CPU instructions executed"
 set grid
-set key bottom right
-set lmargin 19
+{axes}
 plot """ + ", ".join(parts) + "\n")
     os.replace(svg + ".new", svg)
 
