@@ -568,7 +568,8 @@ def lookup_table(name, before):
     columns += [("scattered", op) for op in ("runs1", "runs32", "runs512", "unmap")]
     table = [[format, f"{size >> 10}"] + [cells[format, size, kind][op + "_ns_min"]
                                           for kind, op in columns]
-             for format, size in dict.fromkeys(key[:2] for key in cells)]
+             for format, size in dict.fromkeys(key[:2] for key in cells)
+             if not re.search("_cfg_[1-9]", format)]
     note = stale(conditions, before) + [measured_with(conditions, name + "-lookup")
                                         + f" {conditions['host']}.", ""]
     return note + markdown(["format", "KiB"] + [f"{kind}: {op}" for kind, op in columns],
