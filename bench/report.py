@@ -599,14 +599,6 @@ def parts_table(_name, _before):
     return table
 
 
-def hero(name, _before):
-    """The plot of unmap against size; before it is recorded for NAME, that of -Os."""
-    if not os.path.exists(f"{top}/results/{name}-scaling.svg"):
-        name = name.removesuffix("-o2")
-    return ["![Instructions of one unmap against its size: before, it grows with 4 KiB pages]"
-            f"(results/{name}-scaling.svg)"]
-
-
 def clients_table(name, before):
     conditions, rows = read_csv(name)
     head = ["program", "VFIO by", "memory", "MiB", "ends by", "start, before", "after",
@@ -633,7 +625,7 @@ def clients_table(name, before):
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
           "clients": clients_table, "native": native_table, "lookup": lookup_table,
           "native_headline": native_headline,
-          "faults": faults_table, "parts": parts_table, "plot": hero}
+          "faults": faults_table, "parts": parts_table}
 
 
 def fill(path):
