@@ -21,6 +21,7 @@ start_run() {
 	for kernel in base series; do
 		kernels[$kernel]=$("$top/vm/kernel" "$machine" "$variant" "$kernel")
 	done
+	[ -z "${NEWER_QEMU:-}" ] || PATH=$("$top/vm/qemu"):$PATH
 	work=$cache/$1/$machine-$variant
 	rm -rf "$work"
 	mkdir -p "$work"

@@ -167,13 +167,10 @@ def clients(work, name):
     """Lines "KERNEL ROUND client: row=... start=ns end=ns" and "KERNEL exact lookups: ...";
     ROUND is a number, "exact" or "data"."""
     times, exact, data = {}, {}, {kernel: {} for kernel in KERNELS}
-    hung = dict.fromkeys(KERNELS, 0)
     for line in read_lines(work + "/raw"):
         kernel, what, kind = line.split()[:3]
         v = fields(line)
-        if what == "data" and " failed: " in line:
-            hung[kernel] += 1
-        elif what == "data":
+        if what == "data":
             data[kernel][v.get("row", kind)] = v
         elif kind == "lookups:":
             if v["missed"] != "0":
@@ -226,10 +223,8 @@ def clients(work, name):
             checked.append("{received} of {sent} packets forwarded unchanged by testpmd".format(**v))
         elif what != "end":
             checked.append(what)
-    write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
-                           + ", ".join(checked),
-                           "nvme:// tried again, as QEMU's driver had no answer in 20 s: "
-                           "{base} times before, {series} after".format(**hung)], columns, table)
+    write_csv(name, work, [f"rounds: {rounds.pop()}", "checked: " + ", ".join(checked)],
+              columns, table)
     bars(name)
 
 
@@ -375,6 +370,7 @@ def native(work, name):
                     line += ["", ""]
                 table.append(line + [f"{native_differ(cells):.1f}"])
     write_csv(name, work, [], columns, table)
+    plot(name)
 
 
 # Tables
@@ -572,7 +568,8 @@ def lookup_table(name, before):
     columns += [("scattered", op) for op in ("runs1", "runs32", "runs512", "unmap")]
     table = [[format, f"{size >> 10}"] + [cells[format, size, kind][op + "_ns_min"]
                                           for kind, op in columns]
-             for format, size in dict.fromkeys(key[:2] for key in cells)]
+             for format, size in dict.fromkeys(key[:2] for key in cells)
+             if not re.search("_cfg_[1-9]", format)]
     note = stale(conditions, before) + [measured_with(conditions, name + "-lookup")
                                         + f" {conditions['host']}.", ""]
     return note + markdown(["format", "KiB"] + [f"{kind}: {op}" for kind, op in columns],
@@ -617,14 +614,31 @@ def clients_table(name, before):
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
         table.append(line + [r["lookups_base"], r["lookups_series"]])
     text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
-    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked: "
-             f"{conditions['data']}."]
+    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked with both "
+             f"kernels: {conditions['checked']}."]
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
 
 
+def clients_headline(name, before):
+    conditions, rows = read_csv(name)
+    cells = {r["container"]: r for r in rows
+             if (r["program"], r["memory"], r["mib"], r["end"]) == ("vm", "hugetlb", "2048", "kill")}
+
+    def ms(container, kernel):
+        return f"{float(cells[container][f'end_ms_{kernel}_median']):.0f}"
+
+    note = stale(conditions, before)
+    took = ", ".join(f"{container} {ms(container, 'base')} ms before and {ms(container, 'series')} after"
+                     for container in ("type1", "iommufd"))
+    return note + [""] * len(note) + [
+        "Debian's QEMU with 2 GiB of huge pages and a device, from SIGKILL until it is gone:",
+        f"{took}; {ms('none', 'series')} without a device (`make clients`).", "",
+        f"![A VM with 1 GiB, from kill to gone](results/{name}.svg)"]
+
+
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "clients": clients_table, "native": native_table, "lookup": lookup_table,
-          "native_headline": native_headline,
+          "clients": clients_table, "clients_headline": clients_headline,
+          "native": native_table, "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table}
 
 
@@ -664,45 +678,73 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
 
 
 def plot(name):
-    conditions, rows = read_csv(name + "-scaling")
+    """Unmap against its size: guest instructions or, of bench/native, ns a page"""
+    if name.endswith("-native"):
+        conditions, found = native_rows(name)
+        cells = {size: cell for (_, memory, size), cell in found["unmap"].items()
+                 if memory == "scaling"}
+        points = {(container, what): [(size, cell[container][what + "_min"])
+                                      for size, cell in cells.items()]
+                  for container in ("type1", "iommufd") for what in KERNELS}
+        points["type1", "bound"] = [(size, cell["type1"]["bound"])
+                                    for size, cell in cells.items()]
+        title = ("CPU time of an unmap, a page (VT-d second stage, scattered 4 KiB pages, "
+                 f"{optimized(conditions)})")
+        sizes, first = "64 KiB,256 KiB,1 MiB,4 MiB,16 MiB,64 MiB,256 MiB", 16
+        axes = """set xrange [5e4:4e8]
+set yrange [4:400]
+set ytics (5, 10, 20, 50, 100, 200)
+set ylabel "ns a page"
+set key top right"""
+    else:
+        conditions, rows = read_csv(name + "-scaling")
+        points = {}
+        for r in rows:
+            points.setdefault((short(r["container"]), r["kernel"]), []).append(
+                (r["bytes"], r["unmap_insn"]))
+        iommu = {"x86_64-vtd": "VT-d", "x86_64-amd": "AMD-Vi"}.get(name.rsplit("-perf")[0], name)
+        title = ("Cost of an unmap, before and after "
+                 f"({iommu}, 2 MiB pages, {optimized(conditions)})")
+        sizes, first = "64 MiB,256 MiB,1 GiB,4 GiB,16 GiB,64 GiB,256 GiB,1 TiB", 26
+        numbers = ", ".join(f'"{factor} {word}" {factor * scale}' for word, scale in (
+            ("thousand", 10**3), ("million", 10**6), ("billion", 10**9))
+                            for factor in (1, 10, 100))
+        axes = f"""set xrange [4e7:2e12]
+set yrange [1e3:3e10]
+set ytics ({numbers})
+set ylabel "CPU instructions executed"
+set key bottom right
+set lmargin 19"""
     svg = f"{top}/results/{name}-scaling.svg"
-    lines = [("vfio_type1v2_iommu", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
+    lines = [("type1", "base", "Linux 7.3.4, VFIO type1", "#b0452c", 7, 1),
              ("iommufd", "base", "Linux 7.3.4, iommufd", "#b0452c", 5, 2),
-             ("vfio_type1v2_iommu", "series", "with the series, VFIO type1", "#2c6fb0", 7, 1),
-             ("iommufd", "series", "with the series, iommufd", "#2c6fb0", 5, 2)]
-    iommu = {"x86_64-vtd": "VT-d", "x86_64-amd": "AMD-Vi"}.get(name.rsplit("-perf")[0], name)
+             ("type1", "series", "with the series, VFIO type1", "#2c6fb0", 7, 1),
+             ("iommufd", "series", "with the series, iommufd", "#2c6fb0", 5, 2),
+             ("type1", "bound", "bound: unmap and unpin of known pages", "#999999", 1, 3)]
     blocks, parts = "", []
-    for n, (container, kernel, title, colour, point, dash) in enumerate(lines):
-        points = "\n".join(f"{r['bytes']} {r['unmap_insn']}" for r in rows
-                           if (r["container"], r["kernel"]) == (container, kernel))
-        blocks += f"$line{n} << EOD\n{points}\nEOD\n"
-        parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" '
-                     f'title "{title}"')
-    sizes = ", ".join(f'"{label}" {1 << 26 + 2 * n}' for n, label in enumerate(
-        "64 MiB,256 MiB,1 GiB,4 GiB,16 GiB,64 GiB,256 GiB,1 TiB".split(",")))
-    numbers = ", ".join(f'"{factor} {word}" {factor * scale}' for word, scale in (
-        ("thousand", 10**3), ("million", 10**6), ("billion", 10**9)) for factor in (1, 10, 100))
+    for n, (container, kernel, label, colour, point, dash) in enumerate(lines):
+        if (container, kernel) in points:
+            data = "\n".join(f"{x} {y}" for x, y in points[container, kernel])
+            blocks += f"$line{n} << EOD\n{data}\nEOD\n"
+            parts.append(f'$line{n} with linespoints pt {point} dt {dash} lw 2 lc rgb "{colour}" '
+                         f'title "{label}"')
+    ticks = ", ".join(f'"{label}" {1 << first + 2 * n}' for n, label in enumerate(sizes.split(",")))
     subprocess.run(["gnuplot"], check=True, text=True, input=blocks + f"""
 set terminal svg size 900,520 font "sans,13" background "white" name "scaling"
 set output "{svg}.new"
-set title "Cost of an unmap, before and after ({iommu}, 2 MiB pages, {optimized(conditions)})"
+set title "{title}"
 set logscale xy
-set xrange [4e7:2e12]
-set yrange [1e3:3e10]
-set xtics ({sizes})
-set ytics ({numbers})
+set xtics ({ticks})
 set xlabel "memory unmapped with one call" offset 0,-0.3
-set ylabel "CPU instructions executed"
 set grid
-set key bottom right
-set lmargin 19
+{axes}
 plot """ + ", ".join(parts) + "\n")
     os.replace(svg + ".new", svg)
 

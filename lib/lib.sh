@@ -94,15 +94,6 @@ load_machine() {
 	machine=$1 build=${BUILD:-$1}
 }
 
-# qemu_lacks   (why the installed QEMU cannot be the machine whose file was read, nothing if it can)
-qemu_lacks() {
-	local device property
-	if [ -z "${QEMU_NEEDS:-}" ] || ! command -v "${QEMU[0]}" >/dev/null; then return; fi
-	device=${QEMU_NEEDS% *} property=${QEMU_NEEDS#* }
-	grep -q "^  $property=" < <("${QEMU[0]}" -device "$device,help" 2>&1) ||
-		echo "$("${QEMU[0]}" --version | sed -n '1s/ (.*//p') has no $device with $property"
-}
-
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IOVA_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/iova-to-phys-length}
 mkdir -p "$cache/logs" ||

@@ -2,11 +2,13 @@
 /*
  * Random operations on two IOAS of one iommufd: maps of memory in order, scattered and of a memfd,
  * copies of pieces of them, pins, reads and writes through accesses, unmaps, mock domains that come
- * and go. A model says what each operation has to return, where each IOVA leads and how often each
- * page is pinned. After a few hundred operations all is closed, in any order, and no pin may be
- * left. A WARN is a failure. The /init of tests/iommufd-random.
+ * and go, limits of locked memory. A model says what each operation has to return, where each IOVA
+ * leads, how often each page is pinned and how many are accounted for. After a few hundred
+ * operations all is closed, in any order, and no pin may be left. A WARN is a failure. The /init of
+ * tests/iommufd-random.
  *
  * Kernel command line: OPERATIONS=n SEED=n, LIMIT=n for small limits of iommufd's temporary memory,
+ * FAIL=n for the percentage of operations in which an allocation, or what iommufd lets fail, fails,
  * KEEP_GOING=1 to go on after a failure
  */
 #define _GNU_SOURCE
@@ -22,9 +24,12 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/capability.h>
 #include <linux/vfio.h>
 
 #include <iommufd_test.h>
@@ -39,6 +44,7 @@
 #define MAX_ACCESSES 4
 #define MAX_ITEMS 12
 #define MAX_PAGES 512UL
+#define UNLIMITED UINT64_MAX
 #define WINDOW (16UL << 20) /* of the IOVAs, from MOCK_APERTURE_START */
 
 /* What may be mapped; behind each region is a gap that cannot be. */
@@ -56,6 +62,7 @@ struct pages {
 	size_t npages;
 	bool writable;
 	int users;
+	bool pinned[MAX_PAGES + 1]; /* for nr_pinned() */
 };
 
 struct area {
@@ -97,10 +104,12 @@ static struct access {
 	struct item items[MAX_ITEMS];
 } accesses[MAX_ACCESSES];
 
-static int iommufd, kmsg;
-static uint64_t prng, seed, operation, limit;
-static bool failed;
+static int iommufd, kmsg, fail_nth;
+static uint64_t prng, seed, operation, limit, fail;
+static uint64_t memlock; /* RLIMIT_MEMLOCK in pages */
+static bool failed, unprivileged, may_fail = true;
 static unsigned long differences, warnings, lost, mappings, domains_made, pinned_pages;
+static unsigned long injected, over_limit;
 static uint8_t buffer[(MAX_PAGES + 2) * PAGE];
 
 static uint64_t rnd(uint64_t n)
@@ -144,20 +153,6 @@ static void check(const char *what, int rc, int want)
 		differs("%s returned %d, expected %d", what, rc, want);
 }
 
-static int call(unsigned long request, void *argument)
-{
-	operation++;
-	return ioctl(iommufd, request, argument) ? -errno : 0;
-}
-
-static int test(uint32_t op, uint32_t id, struct iommu_test_cmd *cmd)
-{
-	cmd->size = sizeof(*cmd);
-	cmd->op = op;
-	cmd->id = id;
-	return call(IOMMU_TEST_CMD, cmd);
-}
-
 /* Counts the kernel's complaints, shows the first ones. */
 static void read_kmsg(void)
 {
@@ -184,28 +179,43 @@ static void read_kmsg(void)
 	}
 }
 
-static unsigned long pins_left(void)
+static const char *read_file(const char *path)
 {
 	static char text[16384];
-	unsigned long acquired, released;
-	char *a, *r;
+	int fd = open(path, O_RDONLY);
 	ssize_t n;
-	int fd;
 
-	fd = open("/proc/vmstat", O_RDONLY);
 	if (fd < 0)
-		die("open /proc/vmstat");
+		die(path);
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[n > 0 ? n : 0] = '\0';
-	a = strstr(text, "nr_foll_pin_acquired ");
-	r = strstr(text, "nr_foll_pin_released ");
-	if (!a || !r)
-		die("find nr_foll_pin in /proc/vmstat");
-	acquired = strtoul(strchr(a, ' '), NULL, 10);
-	released = strtoul(strchr(r, ' '), NULL, 10);
-	pinned_pages = acquired;
-	return acquired - released;
+	return text;
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		die(path);
+	close(fd);
+}
+
+static unsigned long number_behind(const char *text, const char *name)
+{
+	text = strstr(text, name);
+	if (!text)
+		die(name);
+	return strtoul(text + strlen(name), NULL, 10);
+}
+
+static unsigned long pins_left(void)
+{
+	const char *text = read_file("/proc/vmstat");
+
+	pinned_pages = number_behind(text, "nr_foll_pin_acquired ");
+	return pinned_pages - number_behind(text, "nr_foll_pin_released ");
 }
 
 /* ---- the model ---- */
@@ -240,6 +250,14 @@ static int nr_domains(const struct ioas *ioas)
 	for (int i = 0; i < MAX_DOMAINS; i++)
 		n += domains[i].ioas == ioas;
 	return n;
+}
+
+static struct domain *free_domain(void)
+{
+	for (int i = 0; i < MAX_DOMAINS; i++)
+		if (!domains[i].ioas)
+			return &domains[i];
+	return NULL;
 }
 
 static size_t domain_page(const struct domain *domain)
@@ -396,6 +414,112 @@ static unsigned int pins_of(const uint8_t *va)
 	return nseen;
 }
 
+static unsigned long mark_pinned(const struct area *area, uint64_t iova, uint64_t last)
+{
+	unsigned long n = 0;
+
+	if (iova < area->iova)
+		iova = area->iova;
+	if (last > last_of(area))
+		last = last_of(area);
+	for (uint64_t i = (area->start + (iova - area->iova)) / PAGE;
+	     iova <= last && i <= (area->start + (last - area->iova)) / PAGE; i++) {
+		n += !area->pages->pinned[i];
+		area->pages->pinned[i] = true;
+	}
+	return n;
+}
+
+static unsigned long nr_pinned(void)
+{
+	unsigned long n = 0;
+
+	for (int i = 0; i < NR_IOAS; i++)
+		for (int j = 0; j < ioases[i].nareas; j++)
+			memset(ioases[i].areas[j].pages->pinned, 0, MAX_PAGES + 1);
+	for (int i = 0; i < NR_IOAS; i++)
+		for (int j = 0; nr_domains(&ioases[i]) && j < ioases[i].nareas; j++)
+			n += mark_pinned(&ioases[i].areas[j], 0, UINT64_MAX);
+	for (int i = 0; i < MAX_ACCESSES; i++) {
+		struct ioas *ioas = accesses[i].ioas;
+
+		for (int j = 0; ioas && j < accesses[i].nitems; j++) {
+			const struct item *item = &accesses[i].items[j];
+
+			for (int k = 0; k < ioas->nareas; k++)
+				n += mark_pinned(&ioas->areas[k], item->iova,
+						 item->iova + item->length - 1);
+		}
+	}
+	return n;
+}
+
+static void check_pins(const char *when)
+{
+	unsigned long want = nr_pinned(), pinned = pins_left() - lost;
+	unsigned long accounted = number_behind(read_file("/proc/self/status"), "VmPin:") / 4;
+
+	if (pinned != want || accounted != want)
+		differs("%s %ld pages are pinned, %ld accounted for, expected %lu", when, pinned,
+			accounted, want);
+}
+
+/* In the three below the model is as it would be after an operation. */
+static bool exceeds(unsigned long before)
+{
+	unsigned long after = nr_pinned();
+
+	return after > before && after > memlock;
+}
+
+static bool areas_exceed(struct ioas *ioas, const struct area *areas, int n)
+{
+	unsigned long before = nr_pinned();
+	bool exceeded;
+
+	if (!nr_domains(ioas))
+		return false;
+	memcpy(&ioas->areas[ioas->nareas], areas, n * sizeof(*areas));
+	ioas->nareas += n;
+	exceeded = exceeds(before);
+	ioas->nareas -= n;
+	return exceeded;
+}
+
+static bool item_exceeds(struct access *access, uint64_t iova, uint64_t length)
+{
+	unsigned long before = nr_pinned();
+	bool exceeded;
+
+	access->items[access->nitems++] = (struct item){ .iova = iova, .length = length };
+	exceeded = exceeds(before);
+	access->nitems--;
+	return exceeded;
+}
+
+static bool domain_exceeds(struct ioas *ioas)
+{
+	unsigned long before = nr_pinned();
+	struct domain *domain = free_domain();
+	bool exceeded;
+
+	domain->ioas = ioas;
+	exceeded = exceeds(before);
+	domain->ioas = NULL;
+	return exceeded;
+}
+
+/* As check(), of an operation that pins; one that exceeds the limit does not succeed. */
+static void check_limited(const char *what, int rc, int want, bool exceeded)
+{
+	if (exceeded && rc == -ENOMEM)
+		over_limit++;
+	else if (exceeded && !want)
+		differs("%s returned %d, expected it to exceed the limit of %lu", what, rc, memlock);
+	else
+		check(what, rc, want);
+}
+
 /* What adding a domain to the IOAS has to return */
 static int expect_domain(const struct ioas *ioas, bool huge)
 {
@@ -464,6 +588,51 @@ static int expect_map(const struct ioas *ioas, bool fixed, uint64_t iova, uint64
 
 /* ---- operations ---- */
 
+static int plain_call(unsigned long request, void *argument)
+{
+	return ioctl(iommufd, request, argument) ? -errno : 0;
+}
+
+/*
+ * If something is made to fail, the operation fails as a whole: then it has to do in a second try
+ * what it would have done in the first.
+ */
+static int call(unsigned long request, void *argument)
+{
+	char saved[sizeof(struct iommu_test_cmd)], text[12];
+	uint32_t size = *(uint32_t *)argument;
+	int rc;
+
+	operation++;
+	if (!may_fail || rnd(100) >= fail)
+		return plain_call(request, argument);
+	memcpy(saved, argument, size);
+	snprintf(text, sizeof(text), "%lu", 1 + rnd(one_in(4) ? 100 : 10));
+	if (pwrite(fail_nth, text, strlen(text), 0) < 0)
+		die("write fail-nth");
+	rc = plain_call(request, argument);
+	if (pread(fail_nth, text, sizeof(text), 0) < 0 || pwrite(fail_nth, "0", 1, 0) < 0)
+		die("read fail-nth");
+	if (!rc || text[0] != '0')
+		return rc;
+	injected++;
+	/* An unmap needs no memory; what stops it has unmapped what is before it. */
+	if (request == IOMMU_IOAS_UNMAP)
+		check("IOAS_UNMAP, made to fail,", rc, -ENOENT);
+	else
+		check_pins("after a failure");
+	memcpy(argument, saved, size);
+	return plain_call(request, argument);
+}
+
+static int test(uint32_t op, uint32_t id, struct iommu_test_cmd *cmd)
+{
+	cmd->size = sizeof(*cmd);
+	cmd->op = op;
+	cmd->id = id;
+	return call(IOMMU_TEST_CMD, cmd);
+}
+
 static struct ioas *some_ioas(void)
 {
 	return &ioases[rnd(NR_IOAS)];
@@ -511,14 +680,6 @@ static struct domain *automatic_domain(const struct ioas *ioas)
 {
 	for (int i = 0; i < MAX_DOMAINS; i++)
 		if (domains[i].ioas == ioas && domains[i].automatic)
-			return &domains[i];
-	return NULL;
-}
-
-static struct domain *free_domain(void)
-{
-	for (int i = 0; i < MAX_DOMAINS; i++)
-		if (!domains[i].ioas)
 			return &domains[i];
 	return NULL;
 }
@@ -584,8 +745,8 @@ static void check_chosen(const struct ioas *ioas, uint64_t iova, uint64_t length
 static void map(void)
 {
 	struct ioas *ioas = some_ioas();
-	int kind = rnd(NR_REGIONS), prot = some_prot(), rc;
-	bool fixed = !one_in(4), file = kind == MEMFD && !one_in(3);
+	int kind = rnd(NR_REGIONS), prot = some_prot(), rc, want;
+	bool exceeded, fixed = !one_in(4), file = kind == MEMFD && !one_in(3);
 	uint64_t length = some_length(ioas->granule), offset, iova = 0;
 	struct area area = {};
 
@@ -636,8 +797,9 @@ static void map(void)
 		rc = call(IOMMU_IOAS_MAP, &cmd);
 		area.iova = cmd.iova;
 	}
-	check(file ? "IOAS_MAP_FILE" : "IOAS_MAP", rc,
-	      expect_map(ioas, fixed, iova, length, &area, 1, prot));
+	want = expect_map(ioas, fixed, iova, length, &area, 1, prot);
+	exceeded = areas_exceed(ioas, &area, 1);
+	check_limited(file ? "IOAS_MAP_FILE" : "IOAS_MAP", rc, want, exceeded);
 	if (rc || failed) {
 		put_pages(area.pages);
 		return;
@@ -699,7 +861,7 @@ static void copy(void)
 	struct area pieces[MAX_PIECES];
 	uint64_t iova, length, at, left;
 	int prot = some_prot(), n = 0, rc, want;
-	bool fixed = !one_in(4);
+	bool fixed = !one_in(4), exceeded;
 
 	if (!some_range(from, &iova, &length) || length > sizeof(buffer))
 		return;
@@ -739,8 +901,9 @@ static void copy(void)
 		cmd.dst_iova = some_iova(to, length);
 	if (!want)
 		want = expect_map(to, fixed, cmd.dst_iova, length, pieces, n, prot);
+	exceeded = areas_exceed(to, pieces, n);
 	rc = call(IOMMU_IOAS_COPY, &cmd);
-	check("IOAS_COPY", rc, want);
+	check_limited("IOAS_COPY", rc, want, exceeded);
 	if (rc || failed)
 		return;
 	mappings++;
@@ -797,10 +960,10 @@ static void unmap_all(struct ioas *ioas)
 	struct iommu_ioas_unmap cmd = { .size = sizeof(cmd),
 					.ioas_id = ioas->id,
 					.length = UINT64_MAX };
+	int rc = call(IOMMU_IOAS_UNMAP, &cmd);
 	uint64_t unmapped;
 
-	check("IOAS_UNMAP of all", call(IOMMU_IOAS_UNMAP, &cmd),
-	      model_unmap(ioas, 0, UINT64_MAX, &unmapped));
+	check("IOAS_UNMAP of all", rc, model_unmap(ioas, 0, UINT64_MAX, &unmapped));
 	if (cmd.length != unmapped)
 		differs("IOAS_UNMAP of all unmapped %llx, expected %lx", cmd.length, unmapped);
 }
@@ -811,7 +974,7 @@ static void unmap(void)
 	struct iommu_ioas_unmap cmd = { .size = sizeof(cmd), .ioas_id = ioas->id };
 	struct area *area = some_area(ioas);
 	uint64_t iova, length, unmapped;
-	int want;
+	int rc, want;
 
 	if (!area)
 		return;
@@ -841,6 +1004,7 @@ static void unmap(void)
 			return;
 		dma.iova = iova;
 		dma.size = length;
+		rc = call(VFIO_IOMMU_UNMAP_DMA, &dma);
 		want = model_cut(ioas, iova + length - 1);
 		if (!want)
 			want = model_cut(ioas, iova - 1);
@@ -848,7 +1012,7 @@ static void unmap(void)
 			unmapped = length;
 		else
 			want = model_unmap(ioas, iova, iova + length - 1, &unmapped);
-		check("VFIO_IOMMU_UNMAP_DMA", call(VFIO_IOMMU_UNMAP_DMA, &dma), want);
+		check("VFIO_IOMMU_UNMAP_DMA", rc, want);
 		if (dma.size != unmapped)
 			differs("VFIO_IOMMU_UNMAP_DMA unmapped %llx, expected %lx", dma.size,
 				unmapped);
@@ -856,10 +1020,11 @@ static void unmap(void)
 	}
 	cmd.iova = iova;
 	cmd.length = length;
+	rc = call(IOMMU_IOAS_UNMAP, &cmd);
 	want = model_unmap(ioas, iova, iova + length - 1, &unmapped);
 	if (!want && !unmapped)
 		want = -ENOENT;
-	check("IOAS_UNMAP", call(IOMMU_IOAS_UNMAP, &cmd), want);
+	check("IOAS_UNMAP", rc, want);
 	if (!want && cmd.length != unmapped)
 		differs("IOAS_UNMAP unmapped %llx, expected %lx", cmd.length, unmapped);
 }
@@ -915,7 +1080,7 @@ static void pin(void)
 	struct iommu_test_cmd cmd = {};
 	uint8_t *va = NULL, *next = NULL;
 	uint64_t iova, length, at;
-	bool writing = one_in(2), straight = true;
+	bool writing = one_in(2), straight = true, exceeded;
 	int rc, want = 0;
 
 	if (!access || access->nitems == MAX_ITEMS || !some_range(access->ioas, &iova, &length) ||
@@ -951,8 +1116,9 @@ static void pin(void)
 	cmd.access_pages.length = length;
 	if (straight && iova % PAGE == 0) /* the mock compares the pages */
 		cmd.access_pages.uptr = (uintptr_t)va;
+	exceeded = item_exceeds(access, iova, length);
 	rc = test(IOMMU_TEST_OP_ACCESS_PAGES, access->fd, &cmd);
-	check("ACCESS_PAGES", rc, want);
+	check_limited("ACCESS_PAGES", rc, want, exceeded);
 	if (!rc)
 		access->items[access->nitems++] = (struct item){
 			.id = cmd.access_pages.out_access_pages_id, .iova = iova, .length = length
@@ -1122,6 +1288,7 @@ static void new_device(struct ioas *ioas)
 	struct domain *domain = automatic_domain(ioas);
 	struct iommu_test_cmd cmd = {};
 	struct device *device = NULL;
+	bool exceeded;
 	int rc;
 
 	for (int i = 0; i < MAX_DEVICES; i++)
@@ -1129,8 +1296,11 @@ static void new_device(struct ioas *ioas)
 			device = &devices[i];
 	if (!device || (!domain && !free_domain()))
 		return;
+	exceeded = !domain && domain_exceeds(ioas);
+	may_fail = !domain; /* it would get another one */
 	rc = test(IOMMU_TEST_OP_MOCK_DOMAIN, ioas->id, &cmd);
-	check("MOCK_DOMAIN", rc, domain ? 0 : expect_domain(ioas, false));
+	may_fail = true;
+	check_limited("MOCK_DOMAIN", rc, domain ? 0 : expect_domain(ioas, false), exceeded);
 	if (rc || failed)
 		return;
 	if (!domain)
@@ -1148,6 +1318,7 @@ static void change_device(void)
 	struct ioas *ioas = some_ioas();
 	struct device *device = some_device();
 	struct domain *domain = some_domain(), *old;
+	bool exceeded = false;
 	int rc;
 
 	switch (rnd(10)) {
@@ -1176,8 +1347,10 @@ static void change_device(void)
 		if (!device || !free_domain())
 			return;
 		cmd.dev_id = device->idev;
+		exceeded = domain_exceeds(ioas);
 		rc = call(IOMMU_HWPT_ALLOC, &cmd);
-		check(huge ? "HWPT_ALLOC, huge" : "HWPT_ALLOC", rc, expect_domain(ioas, huge));
+		check_limited(huge ? "HWPT_ALLOC, huge" : "HWPT_ALLOC", rc,
+			      expect_domain(ioas, huge), exceeded);
 		if (!rc)
 			new_domain(ioas, cmd.out_hwpt_id, huge, false);
 		break;
@@ -1199,14 +1372,18 @@ static void change_device(void)
 			domain = automatic_domain(ioas);
 			if (!domain && !free_domain())
 				return;
-			if (!domain)
+			if (!domain) {
 				want = expect_domain(ioas, false);
+				exceeded = domain_exceeds(ioas);
+			}
+			may_fail = !domain;
 			cmd.mock_domain_replace.pt_id = ioas->id;
 		} else {
 			cmd.mock_domain_replace.pt_id = domain->id;
 		}
 		rc = test(IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, device->stdev, &cmd);
-		check("MOCK_DOMAIN_REPLACE", rc, want);
+		may_fail = true;
+		check_limited("MOCK_DOMAIN_REPLACE", rc, want, exceeded);
 		if (rc || failed)
 			return;
 		if (!domain)
@@ -1260,14 +1437,53 @@ static void change_limit(void)
 	check("SET_TEMP_MEMORY_LIMIT", test(IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT, 0, &cmd), 0);
 }
 
+static void set_memlock(uint64_t pages)
+{
+	uint64_t bytes = pages == UNLIMITED ? RLIM_INFINITY : pages * PAGE;
+	struct rlimit rlimit = { .rlim_cur = bytes, .rlim_max = RLIM_INFINITY };
+
+	if (setrlimit(RLIMIT_MEMLOCK, &rlimit))
+		die("set RLIMIT_MEMLOCK");
+	memlock = pages;
+}
+
+static void change_memlock(void)
+{
+	if (!unprivileged)
+		return;
+	set_memlock(one_in(4) ? UNLIMITED : nr_pinned() + rnd(300));
+}
+
+static void check_all_pins(void)
+{
+	check_pins("after a success");
+}
+
 static const struct {
 	void (*run)(void);
 	int weight;
 } operations[] = {
 	{ map, 15 },	      { copy, 18 },	     { unmap, 13 },	  { pin, 14 },
 	{ unpin, 8 },	      { read_or_write, 14 }, { check_map, 8 },	  { check_refs, 6 },
-	{ change_access, 2 }, { change_device, 2 },  { change_limit, 1 },
+	{ change_access, 2 }, { change_device, 2 },  { change_limit, 1 },    { change_memlock, 2 },
+	{ check_all_pins, 1 },
 };
+
+/* Without CAP_IPC_LOCK there is a limit of locked memory, of the user or of the process. */
+static void set_privilege(bool privileged)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &header, data))
+		die("read capabilities");
+	data[0].effective = data[0].permitted;
+	if (!privileged)
+		data[0].effective &= ~(1u << CAP_IPC_LOCK);
+	if (syscall(SYS_capset, &header, data))
+		die("set capabilities");
+	unprivileged = !privileged;
+}
 
 static void close_all(bool orderly)
 {
@@ -1325,6 +1541,16 @@ static void episode(uint64_t end)
 	iommufd = open("/dev/iommu", O_RDWR);
 	if (iommufd < 0)
 		die("open /dev/iommu");
+	set_privilege(!one_in(4));
+	set_memlock(UNLIMITED);
+	if (unprivileged && one_in(2)) {
+		struct iommu_option cmd = { .size = sizeof(cmd),
+					    .option_id = IOMMU_OPTION_RLIMIT_MODE,
+					    .op = IOMMU_OPTION_OP_SET,
+					    .val64 = 1 };
+
+		check("OPTION_RLIMIT_MODE", call(IOMMU_OPTION, &cmd), 0);
+	}
 	for (int i = 0; i < NR_IOAS; i++)
 		new_ioas(&ioases[i], one_in(3) ? PAGE : granule);
 	if (one_in(4)) {
@@ -1333,7 +1559,7 @@ static void episode(uint64_t end)
 					       .op = IOMMU_VFIO_IOAS_SET };
 
 		check("VFIO_IOAS_SET", call(IOMMU_VFIO_IOAS, &cmd), 0);
-		check("VFIO_SET_IOMMU", call(VFIO_SET_IOMMU, (void *)VFIO_TYPE1_IOMMU), 0);
+		check("VFIO_SET_IOMMU", plain_call(VFIO_SET_IOMMU, (void *)VFIO_TYPE1_IOMMU), 0);
 		ioases[0].small = true;
 		ioases[0].granule = PAGE;
 	}
@@ -1391,6 +1617,18 @@ static void make_memory(void)
 		fill(region[i]);
 }
 
+/* All allocations may fail, and say nothing. */
+static void make_failures(void)
+{
+	write_file("/debug/failslab/ignore-gfp-wait", "N");
+	write_file("/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	write_file("/debug/fail_page_alloc/ignore-gfp-highmem", "N");
+	write_file("/debug/fail_page_alloc/min-order", "0");
+	write_file("/debug/failslab/verbose", "0");
+	write_file("/debug/fail_page_alloc/verbose", "0");
+	write_file("/debug/fail_iommufd/verbose", "0");
+}
+
 static uint64_t setting(const char *name)
 {
 	const char *value = getenv(name);
@@ -1415,14 +1653,21 @@ int main(void)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	seed = setting("SEED");
 	limit = setting("LIMIT");
+	fail = setting("FAIL");
 	mkdir("/proc", 0755);
 	mkdir("/dev", 0755);
+	mkdir("/debug", 0755);
 	if (mount("proc", "/proc", "proc", 0, NULL) ||
-	    mount("devtmpfs", "/dev", "devtmpfs", 0, NULL))
-		die("mount /proc and /dev");
+	    mount("devtmpfs", "/dev", "devtmpfs", 0, NULL) ||
+	    mount("debugfs", "/debug", "debugfs", 0, NULL))
+		die("mount /proc, /dev and /debug");
 	kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
 	if (kmsg < 0)
 		die("open /dev/kmsg");
+	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR);
+	if (fail_nth < 0)
+		die("open fail-nth");
+	make_failures();
 	make_memory();
 	if (pins_left())
 		die("start: pages are pinned already");
@@ -1444,8 +1689,9 @@ int main(void)
 		printf("FAILED, %lu WARNs, %lu pages still pinned\n", warnings, lost);
 	else
 		printf("ok\n");
-	printf("iommufd-random: %.1f s, closed %lu times, %lu maps, %lu domains, %lu pins\n",
-	       now() - start, episodes, mappings, domains_made, pinned_pages);
+	printf("iommufd-random: %.1f s, closed %lu times, %lu maps, %lu domains, %lu pins, "
+	       "%lu made to fail, %lu beyond the limit of locked memory\n",
+	       now() - start, episodes, mappings, domains_made, pinned_pages, injected, over_limit);
 	fflush(stdout);
 	reboot(RB_POWER_OFF);
 	return 1;
