@@ -606,9 +606,9 @@ def clients_table(name, before):
         if r["container"] == "none":
             continue
         line = [r["program"], r["container"], r["memory"], r["mib"], r["end"]]
-        for what in "start", "end":
-            line += ["{} ({}-{})".format(*(r[f"{what}_ms_{k}_{v}"] for v in (
-                "median", "min", "max"))) for k in KERNELS]
+        line += [f"{float(r[f'start_ms_{k}_median']):.0f}" for k in KERNELS]
+        line += ["{:.1f} ({:.1f}-{:.1f})".format(*(float(r[f"end_ms_{k}_{v}"]) for v in (
+            "median", "min", "max"))) for k in KERNELS]
         line += [f"**{r['end_ratio']}**", f"{r['floor_ms_base']}, {r['floor_ms_series']}",
                  r["ratio_less_floor"] or "-"]
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
