@@ -12,7 +12,7 @@ guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
 review = $(call needs,build text review $(1)) && tree/apply
 
 .PHONY: help bench scaling native profile clients readme test kunit stress faults test-each-patch test-each-part \
-	review review-arch review-clang test-review tree export roundtrip range-diff parts mbox \
+	review review-arch review-clang tree export roundtrip range-diff parts mbox \
 	applies kernel boot packages lint clean
 
 help: ## this list
@@ -36,7 +36,7 @@ native: ## measure map, unmap and lookups in ns of this CPU, in User Mode Linux;
 	bench/lookup
 	bench/report.py pages
 
-profile: ## measure where the instructions of unmap go, beside a lower bound; write results/
+profile: ## measure where the instructions of unmap go, write results/
 	$(call guest)
 	bench/profile $(MACHINE) $(PERF)
 	bench/report.py pages
@@ -84,10 +84,6 @@ review-arch: ## W=1 and sparse on eight architectures, base against series (ARCH
 review-clang: ## the same with clang, for x86_64 and arm64
 	$(call review,clang)
 	LLVM=-19 review/arch x86_64 arm64
-
-test-review: ## inject faults into patches, see that make review finds them
-	$(call review)
-	tests/run review-text review-build
 
 tree: ## make linux/: the pinned base with series/ on branch series
 	$(call needs)

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """usage: bench/report.py bench|clients|lookup|native|profile|scaling WORKDIR NAME
                                                            a finished run to results/NAME*.csv
-       bench/report.py bounds WORKDIR                      what the profile's bound is to measure
        bench/report.py unsteady WORKDIR                    rows of bench/native to repeat
        bench/report.py show NAME                           the table of results/NAME.csv, as text
        bench/report.py plot NAME                           draw results/NAME-scaling.svg
@@ -103,8 +102,6 @@ def bench(work, name):
     for what in "map_insn", "unmap_insn":
         columns += [what + "_base", what + "_series", what + "_ratio"]
     columns += "map_again_insn_base map_again_insn_series lookups_base lookups_series".split()
-    for what in "map", "unmap":
-        columns += [f"{what}_ms_{k}_{v}" for k in KERNELS for v in ("median", "min", "max")]
     get_pa = any("get_pa_ns_median" in r["base", "exact"] for r in rows.values())
     if get_pa:
         columns += "get_pa_insn_base get_pa_insn_series get_pa_insn_ratio".split()
@@ -119,9 +116,6 @@ def bench(work, name):
         line = list(key) + both("exact", "runs") + compared("first", "map")
         line += compared("exact", "unmap") + both("exact", "map_ns_median")
         line += both("lookups", "count")
-        for what in "map", "unmap":
-            line += [f"{int(row[kernel, 'wall'][f'{what}_ns_{v}']) / 1e6:.3f}"
-                     for kernel in KERNELS for v in ("median", "min", "max")]
         if get_pa:
             line += compared("exact", "get_pa")
         table.append(line)
@@ -173,13 +167,10 @@ def clients(work, name):
     """Lines "KERNEL ROUND client: row=... start=ns end=ns" and "KERNEL exact lookups: ...";
     ROUND is a number, "exact" or "data"."""
     times, exact, data = {}, {}, {kernel: {} for kernel in KERNELS}
-    hung = dict.fromkeys(KERNELS, 0)
     for line in read_lines(work + "/raw"):
         kernel, what, kind = line.split()[:3]
         v = fields(line)
-        if what == "data" and " failed: " in line:
-            hung[kernel] += 1
-        elif what == "data":
+        if what == "data":
             data[kernel][v.get("row", kind)] = v
         elif kind == "lookups:":
             if v["missed"] != "0":
@@ -232,10 +223,8 @@ def clients(work, name):
             checked.append("{received} of {sent} packets forwarded unchanged by testpmd".format(**v))
         elif what != "end":
             checked.append(what)
-    write_csv(name, work, [f"rounds: {rounds.pop()}", "data: as it has to be with both kernels: "
-                           + ", ".join(checked),
-                           "nvme:// tried again, as QEMU's driver had no answer in 20 s: "
-                           "{base} times before, {series} after".format(**hung)], columns, table)
+    write_csv(name, work, [f"rounds: {rounds.pop()}", "checked: " + ", ".join(checked)],
+              columns, table)
     bars(name)
 
 
@@ -273,11 +262,6 @@ def invalidations(path):
     return found
 
 
-def bounds(work):
-    memory = {row["memory"]: row["size"] for row in profile_rows(work, "base")}
-    print("\n".join(f"{name}:{size}" for name, size in memory.items()))
-
-
 def profile(work, name):
     rows = {}
     for kernel in KERNELS:
@@ -298,29 +282,15 @@ def profile(work, name):
             if sum(rounds[0]["class"].values()) != rounds[0]["total"]:
                 die(f"{kernel}: the classes of {asked[i]} do not add up")
             rows.setdefault(asked[i], {})[kernel] = values, rounds[0]
-    bound = {}
-    measured = windows(work + "/bound.profile")
-    memories = list(dict.fromkeys(row["base"][0]["memory"] for row in rows.values()))
-    if len(measured) != 2 * len(memories):
-        die(f"{len(measured)} windows of the bound for {len(memories)} kinds of memory")
-    for i, memory in enumerate(memories):
-        unpin, clear = measured[2 * i]["class"], measured[2 * i + 1]["class"]
-        if [bool(w.get(c)) for w in (unpin, clear) for c in ("unpin", "clear")] != [
-                True, False, False, True]:
-            die(f"no bound for {memory} in {work}/bound.profile")
-        bound[memory] = unpin["unpin"], clear["clear"]
-
     totals, functions = [], []
     for row in rows.values():
         for kernel in KERNELS:
             values, window = row[kernel]
             total, head = window["total"], [values["mode"], values["memory"]]
-            unpin, clear = bound[values["memory"]]
             totals.append(head + [values["size"], kernel, values["runs"], total]
                           + [window["class"].get(c, 0) for c in CLASSES]
                           + [window["invalidations"],
-                             f"{window['class'].get('lookup', 0) * 100 / total:.1f}", unpin, clear,
-                             f"{total / (unpin + clear):.2f}"])
+                             f"{window['class'].get('lookup', 0) * 100 / total:.1f}"])
             functions += [head + [kernel, function, count, f"{count * 100 / total:.1f}"]
                           for function, count in sorted(window["function"].items(),
                                                         key=lambda f: -f[1])
@@ -331,11 +301,9 @@ def profile(work, name):
     write_csv(name + "-profile", work, [
         insn,
         "classes: bench/profile.classes; interrupt: from the entry of an interrupt or exception to "
-        "its end; other: the rest",
-        "bound: unpin_user_pages() in gup_test, one page after the other, and one iommu_unmap() of "
-        "the span, from a domain without a device"],
+        "its end; other: the rest"],
         "container memory bytes kernel runs total".split() + CLASSES
-        + "invalidations lookup_percent bound_unpin bound_unmap multiple".split(), totals)
+        + ["invalidations", "lookup_percent"], totals)
     write_csv(name + "-profile-functions", work, [
         insn,
         "functions: what each executes itself, without what it calls; those with 1% of their row "
@@ -465,7 +433,7 @@ def results_table(name, before):
     head = ["container", "memory", "MiB", "runs", "map, before", "after", "unmap, before", "after",
             "ratio", "lookups, before", "after"]
     get_pa = "get_pa_insn_base" in rows[0]
-    table, times = [], []
+    table = []
     for r in rows:
         runs = ", ".join(dict.fromkeys([r["runs_base"], r["runs_series"]]))
         line = [short(r["container"]), short(r["memory"]), int(r["bytes"]) >> 20, runs]
@@ -475,18 +443,10 @@ def results_table(name, before):
         if get_pa:
             line += [million(r[f"get_pa_insn_{k}"]) for k in KERNELS] + [r["get_pa_insn_ratio"]]
         table.append(line)
-        line = line[:2]
-        for what in "map", "unmap":
-            for k in KERNELS:
-                line.append("{:.2f}".format(float(r[f"{what}_ms_{k}_median"])))
-        times.append(line)
     if get_pa:
         head += ["GET_PA, before", "after", "ratio"]
-    text = markdown(head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
-    text += ["", "Wall time in ms:", ""]
-    text += markdown(["container", "memory", "map, before", "after", "unmap, before", "after"],
-                     ["--", "--"] + ["--:"] * 4, times)
-    return stale(conditions, before) + [measured_with(conditions, name), ""] + text
+    return stale(conditions, before) + [measured_with(conditions, name), ""] + markdown(
+        head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
 
 
 def headline_table(name, before):
@@ -544,43 +504,33 @@ def native_rows(name):
     return conditions, found
 
 
-def native_cells(cell, bound):
-    if not cell:
-        return [""] * (4 if bound else 3)
+def native_cells(cell):
     mark = "~" if cell["differ"] > 5 else ""
-    both = [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
+    return [f"{cell['base_min']:.1f}", f"{cell['series_min']:.1f}",
             f"{mark}**{cell['base_min'] / cell['series_min']:.2f}**"]
-    return both + ([f"{cell['series_min'] / cell['bound']:.2f}"] if bound else [])
 
 
 def native_table(name, before):
     conditions, found = native_rows(name)
+    rows = []
+    for (form, memory, size), cells in found["unmap"].items():
+        # Their twins say the same.
+        if not memory.startswith("memfd_") and memory != "large_off_by_page":
+            size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+            line = [form, memory, size]
+            for cell in cells["type1"], cells["iommufd"]:
+                line += native_cells(cell) + [f"{cell['series_min'] / cell['bound']:.2f}"]
+            rows.append(line)
+    head = "format;memory;size;type1, before;after;ratio;of the bound;iommufd, before;after;ratio;"
     note = stale(conditions, before) + [measured_with(conditions, name)
-                                        + f" {conditions['host']}.", ""]
-    for op, title in ("unmap", "Unmap"), ("map", "Map"), ("unmap", "Unmap by size"):
-        scaling = title.endswith("size")
-        bound = ["of the bound"] if op == "unmap" else []
-        rows = []
-        for (form, memory, size), cells in found[op].items():
-            if (memory == "scaling") == scaling:
-                size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
-                rows.append([form, memory, size] + native_cells(cells.get("type1"), bound)
-                            + native_cells(cells.get("iommufd"), bound))
-        if rows:
-            head = ["format", "memory", "size"]
-            for container in "type1", "iommufd":
-                head += [container + ", before", "after", "ratio"] + bound
-            note += [title + ", ns a page:", ""]
-            note += markdown(head, ["--"] * 3 + ["--:"] * (len(head) - 3), rows) + [""]
+                                        + f" {conditions['host']}.", "", "Unmap:", ""]
+    note += markdown((head + "of the bound").split(";"), ["--"] * 3 + ["--:"] * 8, rows)
+    head = "format;memory;read, before;after;ratio;pin, before;after;ratio;unpin, before;after;ratio"
     rows = [[form, memory] + [text for op in ("read", "pin", "unpin")
-                              for text in native_cells(found[op][form, memory, size]["iommufd"], [])]
-            for form, memory, size in found.get("pin", {})]
-    if not rows:
-        return note
-    note += ["Accesses of iommufd, ns a page:", ""]
-    return note + markdown(
-        ["format", "memory", "read, before", "after", "ratio", "pin, before", "after", "ratio",
-         "unpin, before", "after", "ratio"], ["--"] * 2 + ["--:"] * 9, rows)
+                              for text in native_cells(found[op][form, memory, size]["iommufd"])]
+            for form, memory, size in found["pin"]]
+    return note + ["", "Accesses of iommufd:", ""] + markdown(
+        head.split(";"), ["--"] * 2 + ["--:"] * 9, rows)
 
 
 def native_headline(name, before):
@@ -589,7 +539,7 @@ def native_headline(name, before):
     words = {"in_order": "contiguous", "scattered": "scattered"}
     rows = [[f" {iommu[form]}, {words[memory]} "]
             + [f" {text} " for container in ("type1", "iommufd")
-               for text in native_cells(cells[container], [])]
+               for text in native_cells(cells[container])]
             for (form, memory, _size), cells in found["unmap"].items()
             if form in iommu and memory in words]
     head = "page table, 4 KiB pages;type1, before;after;ratio;iommufd, before;after;ratio".split(";")
@@ -602,12 +552,11 @@ def profile_table(name, before):
     conditions, rows = read_csv(name + "-profile")
     table = [[short(r["container"]), short(r["memory"]), r["kernel"]]
              + [million(r[c]) for c in ["total"] + CLASSES]
-             + [r.get("invalidations", ""), r["lookup_percent"], r["multiple"]]
+             + [r.get("invalidations", ""), r["lookup_percent"]]
              for r in rows]
-    head = ["container", "memory", "kernel", "total"] + CLASSES + ["IOTLB commands", "lookup, %",
-                                                               "of the bound"]
+    head = ["container", "memory", "kernel", "total"] + CLASSES + ["IOTLB commands", "lookup, %"]
     note = stale(conditions, before) + [measured_with(conditions, name + "-profile"), ""]
-    return note + markdown(head, ["--"] * 3 + ["--:"] * 11, table)
+    return note + markdown(head, ["--"] * 3 + ["--:"] * 10, table)
 
 
 def lookup_table(name, before):
@@ -671,14 +620,31 @@ def clients_table(name, before):
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
         table.append(line + [r["lookups_base"], r["lookups_series"]])
     text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
-    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked: "
-             f"{conditions['data']}."]
+    text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked with both "
+             f"kernels: {conditions['checked']}."]
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
 
 
+def clients_headline(name, before):
+    conditions, rows = read_csv(name)
+    cells = {r["container"]: r for r in rows
+             if (r["program"], r["memory"], r["mib"], r["end"]) == ("vm", "hugetlb", "2048", "kill")}
+
+    def ms(container, kernel):
+        return f"{float(cells[container][f'end_ms_{kernel}_median']):.0f}"
+
+    note = stale(conditions, before)
+    took = ", ".join(f"{container} {ms(container, 'base')} ms before and {ms(container, 'series')} after"
+                     for container in ("type1", "iommufd"))
+    return note + [""] * len(note) + [
+        "Debian's QEMU with 2 GiB of huge pages and a device, from SIGKILL until it is gone:",
+        f"{took}; {ms('none', 'series')} without a device (`make clients`).", "",
+        f"![A VM with 1 GiB, from kill to gone](results/{name}.svg)"]
+
+
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
-          "clients": clients_table, "native": native_table, "lookup": lookup_table,
-          "native_headline": native_headline,
+          "clients": clients_table, "clients_headline": clients_headline,
+          "native": native_table, "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table, "plot": hero}
 
 
@@ -718,7 +684,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
@@ -799,8 +765,7 @@ plot """ + ", ".join(parts) + "\n")
 def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
                 "clients": (clients, 2), "lookup": (lookup, 2), "native": (native, 2),
-                "unsteady": (unsteady, 1), "bounds": (bounds, 1),
-                "plot": (plot, 1), "current": (current, 1),
+                "unsteady": (unsteady, 1), "plot": (plot, 1), "current": (current, 1),
                 "code": (lambda machine: print(code("HEAD", machine)), 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
