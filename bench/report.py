@@ -776,8 +776,9 @@ set style data histograms
 set style histogram clustered gap 1.5
 set style fill solid
 set xrange [-0.6:2.6]
-set yrange [0:*]
-set ylabel "ms"
+set logscale y
+set yrange [2:1000]
+set ylabel "ms, logarithmic"
 set grid ytics
 set key outside right
 plot """ + ", ".join(parts) + "\n")
