@@ -65,13 +65,13 @@ faults: ## inject each fault of faults/, see which test finds it
 	$(call guest)
 	faults/run
 
-test-each-patch: ## guest tests and KUnit at every patch; hours (FROM=, TO=, STEP=: patch numbers)
+test-each-patch: ## guest tests and KUnit at every patch; hours (FROM=, TO=: patch numbers)
 	$(call guest)
-	FROM=$(FROM) TO=$(TO) STEP=$(STEP) tests/at-each patch
+	tests/at-each $$(seq $(or $(FROM),1) $(or $(TO),$$(ls series/*.patch | wc -l)))
 
-test-each-part: ## guest tests and KUnit at the last patch of each part (PART=: of that one)
+test-each-part: ## guest tests and KUnit at the last patch of each part
 	$(call guest)
-	tests/at-each part $(PART)
+	tests/at-each $$(tree/parts | awk 'NR > 1 { print $$4 }')
 
 review: ## every patch as a maintainer would: W=1, sparse, checkpatch, kernel-doc, coccicheck
 	$(call review)

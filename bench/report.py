@@ -596,15 +596,6 @@ def parts_table(_name, _before):
     return table
 
 
-def hero(name, _before):
-    """The plot of unmap against size"""
-    if name.endswith("-native"):
-        return ["![Time of an unmap against its size, and what it cannot get below]"
-                f"(../results/{name}-scaling.svg)"]
-    return ["![Instructions of one unmap against its size: before, it grows with 4 KiB pages]"
-            f"(results/{name}-scaling.svg)"]
-
-
 def clients_table(name, before):
     conditions, rows = read_csv(name)
     head = ["program", "VFIO by", "memory", "MiB", "ends by", "start, before", "after",
@@ -615,9 +606,9 @@ def clients_table(name, before):
         if r["container"] == "none":
             continue
         line = [r["program"], r["container"], r["memory"], r["mib"], r["end"]]
-        for what in "start", "end":
-            line += ["{} ({}-{})".format(*(r[f"{what}_ms_{k}_{v}"] for v in (
-                "median", "min", "max"))) for k in KERNELS]
+        line += [f"{float(r[f'start_ms_{k}_median']):.0f}" for k in KERNELS]
+        line += ["{:.1f} ({:.1f}-{:.1f})".format(*(float(r[f"end_ms_{k}_{v}"]) for v in (
+            "median", "min", "max"))) for k in KERNELS]
         line += [f"**{r['end_ratio']}**", f"{r['floor_ms_base']}, {r['floor_ms_series']}",
                  r["ratio_less_floor"] or "-"]
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
@@ -648,7 +639,7 @@ def clients_headline(name, before):
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
           "clients": clients_table, "clients_headline": clients_headline,
           "native": native_table, "native_headline": native_headline, "lookup": lookup_table,
-          "faults": faults_table, "parts": parts_table, "plot": hero}
+          "faults": faults_table, "parts": parts_table}
 
 
 def fill(path):
@@ -785,8 +776,9 @@ set style data histograms
 set style histogram clustered gap 1.5
 set style fill solid
 set xrange [-0.6:2.6]
-set yrange [0:*]
-set ylabel "ms"
+set logscale y
+set yrange [2:1000]
+set ylabel "ms, logarithmic"
 set grid ytics
 set key outside right
 plot """ + ", ".join(parts) + "\n")

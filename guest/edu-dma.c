@@ -15,20 +15,20 @@
 
 #define IOVA SZ_1G
 #define SOURCE_IOVA SZ_512M
-#define PAGE SZ_4K
+#define PAGE ((size_t)getpagesize())
 #define RESULTS 4
 
 /* Also more pages than type1 unmaps at once, which is 512 runs, and pages mapped one by one */
 static const struct {
 	const char *name;
 	enum memory_kind kind;
-	size_t size, step;
+	size_t pages, pieces;
 } buffers[] = {
-	{ "4k", MEMORY_IN_ORDER, 16 * PAGE, 16 * PAGE },
-	{ "4k_scattered", MEMORY_SCATTERED, 2048 * PAGE, 2048 * PAGE },
-	{ "4k_pieces", MEMORY_SCATTERED, 64 * PAGE, PAGE },
-	{ "thp", MEMORY_THP, SZ_4M, SZ_4M },
-	{ "hugetlb_2m", MEMORY_HUGETLB_2MB, SZ_4M, SZ_4M },
+	{ "pages", MEMORY_IN_ORDER, 16, 1 },
+	{ "scattered", MEMORY_SCATTERED, 2048, 1 },
+	{ "pieces", MEMORY_SCATTERED, 64, 64 },
+	{ "thp", MEMORY_THP, 2, 1 },
+	{ "hugetlb_2m", MEMORY_HUGETLB_2MB, 2, 1 },
 };
 
 static const char *const modes[] = { MODE_VFIO_TYPE1V2_IOMMU, MODE_IOMMUFD };
@@ -94,13 +94,14 @@ static bool filled(const u32 *vaddr, size_t size, u32 seed)
 /* Returns NULL, or why there is no such memory */
 static const char *check(int nr, const void *source, bool *ok)
 {
-	const size_t size = buffers[nr].size, step = buffers[nr].step, last = size / PAGE - 1;
+	const size_t align = memory_page_size(buffers[nr].kind), size = buffers[nr].pages * align;
+	const size_t step = size / buffers[nr].pieces, last = size / PAGE - 1;
 	/* First, last, and both sides of what is unmapped at once: 512 pages or runs */
 	const size_t pages[] = { last, 0, 511, 512, 513, 1023, 1024 };
-	size_t align = memory_page_size(buffers[nr].kind), i;
 	const char *reason;
 	void *vaddr[2];
 	u64 nr_runs;
+	size_t i;
 
 	for (i = 0; i < 2; i++) {
 		vaddr[i] = mmap_reserve(size, align, 0);
