@@ -614,8 +614,10 @@ def clients_table(name, before):
         line += [million(r[c]) if r[c] else "" for c in ("end_insn_base", "end_insn_series")]
         table.append(line + [r["lookups_base"], r["lookups_series"]])
     text = markdown(head, ["--"] * 3 + ["--:", "--"] + ["--:"] * (len(head) - 5), table)
+    packets, *checked = conditions["checked"].split(", ")
+    programs = ", ".join(dict.fromkeys(row.split("/")[0] for row in checked))
     text += ["", f"{conditions['programs']}; {conditions['rounds']} rounds. Checked with both "
-             f"kernels: {conditions['checked']}."]
+             f"kernels: {packets}; {programs}."]
     return stale(conditions, before) + [measured_with(conditions, name), ""] + text
 
 
