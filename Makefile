@@ -77,7 +77,7 @@ review: ## every patch as a maintainer would: W=1, sparse, checkpatch, kernel-do
 	$(call review)
 	review/run
 
-review-arch: ## W=1 and sparse on eight architectures, base against series (ARCHES="x86_64 ...")
+review-arch: ## W=1 and sparse in each of review/configs, base against series (ARCHES="x86_64 ...")
 	$(call review)
 	review/arch $(ARCHES)
 

@@ -9,7 +9,7 @@ check=$cache/check
 # Most is compiled once, and need not be preprocessed for ccache beforehand.
 export CCACHE_DIR=$check/ccache CCACHE_DEPEND=1
 # In this order: what x86_64 does not build is looked for in the next ones.
-read -ra arches <<<"${ARCHES:-x86_64 i386 arm64 arm s390 corenet32 corenet64 riscv}"
+read -ra arches <<<"${ARCHES:-x86_64 i386 arm64 arm s390 corenet32 corenet64 riscv panfrost}"
 # Where the series' code is, its callers' too. Nothing else is compiled.
 check_dirs=(drivers/iommu/ drivers/vfio/ drivers/gpu/drm/panfrost/ drivers/gpu/drm/panthor/)
 
@@ -20,6 +20,7 @@ use_arch() {
 	x86_64 | i386) arch=$1 ;;
 	arm64) arch=$1 cross=aarch64-linux-gnu- ;;
 	arm) arch=$1 cross=arm-linux-gnueabihf- ;;
+	panfrost) arch=arm cross=arm-linux-gnueabihf- ;;
 	s390) arch=$1 cross=s390x-linux-gnu- ;;
 	riscv) arch=$1 cross=riscv64-linux-gnu- ;;
 	corenet32) arch=powerpc cross=powerpc-linux-gnu- config_start=corenet32_smp_defconfig ;;
@@ -40,9 +41,16 @@ kernel_make() {
 		LOCALVERSION= "$@"
 }
 
+# fragments NAME: its configuration; panfrost has none of the common drivers, so no IOMMU_API
+fragments() {
+	[ "$1" = panfrost ] || echo "$top/review/configs/common.config"
+	echo "$top/review/configs/$1.config"
+}
+
 # kernel_config NAME OBJ: the configuration of review/configs/NAME for what is checked out
 kernel_config() {
-	local fragments=("$top/review/configs/common.config" "$top/review/configs/$1.config")
+	local fragments
+	mapfile -t fragments < <(fragments "$1")
 	kernel_make "$2" -s "$config_start" &&
 		"$check/src/scripts/kconfig/merge_config.sh" -Q -m -O "$2" "$2/.config" \
 			"${fragments[@]}" >/dev/null &&
@@ -82,7 +90,7 @@ compile() {
 	check_out "$2" "$3"
 	mkdir -p "$obj"
 	wanted=$( (git -C "$2" ls-tree -r "$3" -- "${check_dirs[@]}" |
-		grep Kconfig; cat "$top/review/configs/"{common,"$1"}.config) | sha256sum)
+		grep Kconfig; fragments "$1" | xargs cat) | sha256sum)
 	if [ "$wanted" != "$(cat "$obj/.kconfig" 2>/dev/null)" ]; then
 		kernel_config "$1" "$obj" >"$log" 2>&1 || die "no configuration for $1: see $log"
 		echo "$wanted" >"$obj/.kconfig"
