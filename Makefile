@@ -5,7 +5,7 @@ JOB ?= test
 PERF = $(or $(filter perf%,$(VARIANT)),perf)
 # as lib/lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
-CROSS = $(filter arm64 s390x,$(firstword $(subst -, ,$(MACHINE))))
+CROSS = $(filter arm64 riscv64 s390x,$(firstword $(subst -, ,$(MACHINE))))
 # needs GROUP...: asks before it installs what is missing; then linux/ is made
 needs = lib/packages --ask tree $(1)
 guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
@@ -54,7 +54,7 @@ test: ## build and run all tests; ends with "N passed, N failed" (MACHINE=: thos
 	tests/run
 
 machines: ## the guest tests on every machine of machines/; ends with a table (hours)
-	$(call needs,build boot arm64 s390x) && tree/apply
+	$(call needs,build boot arm64 riscv64 s390x) && tree/apply
 	tests/machines
 
 kunit: ## run the KUnit tests on seven architectures (ARCH=x86_64: on one)
@@ -121,7 +121,7 @@ boot: kernel ## boot it and run guest/job-JOB in it
 	vm/boot $(MACHINE) "$$(vm/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	lib/packages tree build boot arm64 s390x kunit bench text review clang
+	lib/packages tree build boot arm64 riscv64 s390x kunit bench text review clang
 
 lint: ## run shellcheck on every shell script
 	$(call needs,build)
