@@ -5,14 +5,14 @@ JOB ?= test
 PERF = $(or $(filter perf%,$(VARIANT)),perf)
 # as lib/lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
-CROSS = $(filter arm64 s390x,$(firstword $(subst -, ,$(MACHINE))))
+CROSS = $(filter arm64 riscv64 s390x,$(firstword $(subst -, ,$(MACHINE))))
 # needs GROUP...: asks before it installs what is missing; then linux/ is made
 needs = lib/packages --ask tree $(1)
 guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
 review = $(call needs,build text review $(1)) && tree/apply
 
-.PHONY: help bench scaling native profile clients readme test kunit stress faults test-each-patch test-each-part \
-	review review-arch review-clang tree export roundtrip range-diff parts mbox \
+.PHONY: help bench scaling native profile clients readme test machines kunit stress faults \
+	test-each-patch test-each-part review review-arch review-clang tree export roundtrip range-diff parts mbox \
 	applies kernel boot packages lint clean
 
 help: ## this list
@@ -52,6 +52,10 @@ readme: ## write the generated tables of README.md, docs/ and the cover letter
 test: ## build and run all tests; ends with "N passed, N failed" (MACHINE=: those that boot it)
 	$(call guest,text $(if $(filter file,$(origin MACHINE)),arm64))
 	tests/run
+
+machines: ## the guest tests on every machine of machines/; ends with a table (hours)
+	$(call needs,build boot arm64 riscv64 s390x) && tree/apply
+	tests/machines
 
 kunit: ## run the KUnit tests on seven architectures (ARCH=x86_64: on one)
 	$(call guest,kunit)
@@ -117,7 +121,7 @@ boot: kernel ## boot it and run guest/job-JOB in it
 	vm/boot $(MACHINE) "$$(vm/kernel $(MACHINE) $(VARIANT) series)" $(JOB) $(CACHE)/boot
 
 packages: ## install everything that any of these needs
-	lib/packages tree build boot arm64 s390x kunit bench text review clang
+	lib/packages tree build boot arm64 riscv64 s390x kunit bench text review clang
 
 lint: ## run shellcheck on every shell script
 	$(call needs,build)
