@@ -346,6 +346,7 @@ def native(work, name):
     columns += [f"{kernel}_{what}" for kernel in KERNELS
                 for what in ("min", "median", "wall", "spread")]
     columns += ["ratio", "bound", "of_bound", "differ"]
+    columns += [f"{kernel}_longest_us" for kernel in KERNELS]
     table = []
     for key, ops in native_raw(work).items():
         for op, cells in ops.items():
@@ -368,7 +369,11 @@ def native(work, name):
                     line += [f"{bound / 1000:.2f}", f"{least['series'] / bound:.2f}"]
                 else:
                     line += ["", ""]
-                table.append(line + [f"{native_differ(cells):.1f}"])
+                line.append(f"{native_differ(cells):.1f}")
+                for kernel in KERNELS:
+                    longest = [int(v["longest"]) for v in cells[align, kernel] if "longest" in v]
+                    line.append(f"{min(longest) / 1000:.1f}" if longest else "")
+                table.append(line)
     write_csv(name, work, [], columns, table)
     plot(name)
 
@@ -458,7 +463,7 @@ def headline_table(name, before):
              "in_order": "4 KiB pages, contiguous", "scattered": "4 KiB pages, scattered",
              "hugetlb_2mb_off_by_page": "2 MiB pages, IOVA off by 4 KiB"}
     table = []
-    for memory in dict.fromkeys(r["memory"] for r in rows):
+    for memory in dict.fromkeys(r["memory"] for r in rows if short(r["memory"]) in words):
         size = int(cells["type1", memory]["bytes"]) >> 20
         line = [f"{size} MiB, {words[short(memory)]}"]
         for container in "type1", "iommufd":
@@ -498,8 +503,8 @@ def native_rows(name):
     for r in rows:
         key = r["format"], r["memory"], int(r["bytes"])
         cell = found.setdefault(r["op"], {}).setdefault(key, {}).setdefault(r["container"], {})
-        for what in "base_min", "series_min", "bound":
-            if r[what]:
+        for what in "base_min", "series_min", "bound", "base_longest_us", "series_longest_us":
+            if r.get(what):
                 cell[what] = min(cell.get(what, 1e9), float(r[what]))
         cell["differ"] = float(r["differ"])
     return conditions, found
@@ -511,14 +516,17 @@ def native_cells(cell):
             f"{mark}**{cell['base_min'] / cell['series_min']:.2f}**"]
 
 
+def size_text(size):
+    return next(f"{size / unit:.0f} {word}" for unit, word in (
+        (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")) if size >= unit)
+
+
 def native_table(name, before):
     conditions, found = native_rows(name)
     rows = []
     for (form, memory, size), cells in found["unmap"].items():
-        # Their twins say the same.
-        if not memory.startswith("memfd_") and memory != "large_off_by_page":
-            size = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
-            line = [form, memory, size]
+        if re.fullmatch("in_order|scattered|large|page_by_page|scaling", memory):
+            line = [form, memory, size_text(size)]
             for cell in cells["type1"], cells["iommufd"]:
                 line += native_cells(cell) + [f"{cell['series_min'] / cell['bound']:.2f}"]
             rows.append(line)
@@ -532,6 +540,30 @@ def native_table(name, before):
             for form, memory, size in found["pin"]]
     return note + ["", "Accesses of iommufd:", ""] + markdown(
         head.split(";"), ["--"] * 2 + ["--:"] * 9, rows)
+
+
+def native_more(name, _before):
+    """Other containers and ways to unmap, and how long nothing else could run."""
+    _, found = native_rows(name)
+    rows, worst = [], {}
+    for key, cells in found["unmap"].items():
+        for container, cell in cells.items():
+            longest = [cell.get(f"{kernel}_longest_us", 0) for kernel in KERNELS]
+            for kernel, us in zip(KERNELS, longest):
+                worst[kernel] = max(worst.get(kernel, (0,)), (us, container, *key))
+            if container in ("type1", "iommufd") and not re.match(
+                    "(many|one|two|dirty|close|long)_", key[1]):
+                continue
+            rows.append([container, key[1], size_text(key[2])]
+                        + native_cells(found["map"][key][container])[:2] + native_cells(cell)
+                        + [f"{us:.0f}" for us in longest])
+    head = "container;memory;size;map, before;after;unmap, before;after;ratio;longest, before;after"
+    if not rows:
+        return ["Not recorded yet: `make native` does it."]
+    said = ["Longest of all rows: " + "; ".join(
+        f"{kernel} {us / 1000:.2f} ms ({form}, {container}, {memory}, {size_text(size)})"
+        for kernel, (us, container, form, memory, size) in worst.items()) + ".", ""]
+    return said + markdown(head.split(";"), ["--"] * 3 + ["--:"] * 7, rows)
 
 
 def native_headline(name, before):
@@ -640,7 +672,7 @@ def clients_headline(name, before):
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
           "clients": clients_table, "clients_headline": clients_headline,
-          "native": native_table, "native_headline": native_headline, "lookup": lookup_table,
+          "native": native_table, "native_more": native_more, "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table}
 
 
