@@ -586,8 +586,7 @@ static void run(const struct row *r, int format, const struct api *api)
 		rounds = watched = 1;
 	if (r->bytes > 1UL << 30) {
 		rounds = 0;
-		first = 1;
-		watched = r->bytes > 64UL << 30 ? 1 : 2;
+		first = watched = 1;
 	}
 	with = r->with;
 	api->open(api, format);
