@@ -463,7 +463,7 @@ def headline_table(name, before):
              "in_order": "4 KiB pages, contiguous", "scattered": "4 KiB pages, scattered",
              "hugetlb_2mb_off_by_page": "2 MiB pages, IOVA off by 4 KiB"}
     table = []
-    for memory in dict.fromkeys(r["memory"] for r in rows if short(r["memory"]) in words):
+    for memory in dict.fromkeys(r["memory"] for r in rows):
         size = int(cells["type1", memory]["bytes"]) >> 20
         line = [f"{size} MiB, {words[short(memory)]}"]
         for container in "type1", "iommufd":
@@ -672,7 +672,8 @@ def clients_headline(name, before):
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
           "clients": clients_table, "clients_headline": clients_headline,
-          "native": native_table, "native_more": native_more, "native_headline": native_headline, "lookup": lookup_table,
+          "native": native_table, "native_more": native_more,
+          "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table}
 
 
