@@ -128,4 +128,4 @@ lint: ## run shellcheck on every shell script
 	tests/run lint
 
 clean: ## remove kernels, build objects, programs and logs from the cache (linux/ and the base stay)
-	rm -rf $(addprefix $(CACHE)/,src src.index build kernels rootfs boot check logs) $(CACHE)/tmp.* .tmp.*
+	rm -rf $(addprefix $(CACHE)/,src* build kernels rootfs boot check logs) $(CACHE)/tmp.* .tmp.*
