@@ -9,9 +9,12 @@
  *
  * usage: stress SEED ITERATIONS BDF BDF MDEV MDEV   (same seed, same kernel, -icount: same run)
  */
+#include <pthread.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
@@ -393,6 +396,141 @@ static void test_two_domains(void)
 	ksft_test_result(found && failures, "two_domains\n");
 }
 
+/* All of the pool, as often as said. Returns how much could be mapped. */
+static int map_and_unmap(struct iommu *iommu, unsigned int rounds)
+{
+	struct dma_region regions[NR_KINDS];
+	int kind, maps = 0;
+
+	while (rounds--) {
+		INIT_LIST_HEAD(&iommu->dma_regions);
+		for (kind = 0; kind < NR_KINDS; kind++) {
+			regions[kind] = (struct dma_region){
+				.vaddr = pool + kind_start[kind], .iova = BASE + kind_start[kind],
+				.size = kind_sizes[kind],
+			};
+			INIT_LIST_HEAD(&regions[kind].link);
+			maps += !__iommu_map(iommu, &regions[kind]);
+		}
+		for (kind = 0; kind < NR_KINDS; kind++)
+			__iommu_unmap(iommu, &regions[kind], NULL);
+	}
+	/* What the other process had unmapped is still in it. */
+	INIT_LIST_HEAD(&iommu->dma_regions);
+	return maps;
+}
+
+/* A process with memory of its own does it, with a device of its own if MODE says how. */
+static pid_t start_process(struct iommu *iommu, const char *mode, unsigned int rounds)
+{
+	pid_t child;
+	int status;
+
+	VFIO_ASSERT_EQ(madvise(pool, POOL_SIZE, MADV_DONTFORK), 0);
+	child = fork();
+	VFIO_ASSERT_GE(child, 0);
+	if (!child) {
+		make_pool();
+		if (mode) {
+			iommu = iommu_init(mode);
+			vfio_pci_device_init(devices[0].bdf, iommu);
+		}
+		VFIO_ASSERT_EQ(map_and_unmap(iommu, 1), NR_KINDS);
+		raise(SIGSTOP);
+		map_and_unmap(iommu, rounds);
+		_exit(0);
+	}
+	VFIO_ASSERT_EQ(waitpid(child, &status, WUNTRACED), child);
+	VFIO_ASSERT_TRUE(WIFSTOPPED(status));
+	kill(child, SIGCONT);
+	return child;
+}
+
+/* A process that maps and unmaps is killed somewhere, and leaves nothing pinned. */
+static void test_killed(const char *mode, const char *test)
+{
+	int i, status;
+	pid_t child;
+
+	for (i = 0; i < 30; i++) {
+		child = start_process(NULL, mode, -1);
+		usleep(any(20000));
+		kill(child, SIGKILL);
+		VFIO_ASSERT_EQ(waitpid(child, &status, 0), child);
+		VFIO_ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+		check_counters();
+	}
+	ksft_test_result_pass("%s\n", test);
+}
+
+static void test_two_processes(struct space *space, const char *test)
+{
+	struct device *device = attach(space);
+	pid_t child = start_process(&space->iommu, NULL, 200);
+	int kind, maps, status;
+
+	maps = map_and_unmap(&space->iommu, 200);
+	VFIO_ASSERT_EQ(waitpid(child, &status, 0), child);
+	VFIO_ASSERT_EQ(status, 0);
+	/* Some fail, as the other process has mapped there. */
+	ksft_print_msg("%s: %d of %d maps\n", test, maps, 200 * NR_KINDS);
+	iommu_unmap_all(&space->iommu);
+	check_counters();
+	for (kind = 0; kind < NR_KINDS; kind++)
+		check_write(device, BASE + kind_start[kind], DMA_SIZE);
+	detach();
+	ksft_test_result(maps > 0 && maps < 200 * NR_KINDS, "%s\n", test);
+}
+
+static void *remove_device(void *directory)
+{
+	char path[120];
+
+	snprintf(path, sizeof(path), "%s/remove", (char *)directory);
+	write_file(path, "%d", 1);
+	return NULL;
+}
+
+/* A device is removed while it is mapped, is gone as soon as it is closed, and comes back. */
+static void test_removed(struct space *space, const char *test)
+{
+	char directory[100], path[120];
+	struct mapping middle;
+	pthread_t thread;
+	int kind, waits;
+
+	snprintf(directory, sizeof(directory), "/sys/bus/pci/devices/%s", devices[0].bdf);
+	attach(space);
+	for (kind = 0; kind < NR_KINDS; kind++)
+		map_kind(space, kind, 0, kind_sizes[kind], kind_start[kind]);
+	VFIO_ASSERT_EQ(pthread_create(&thread, NULL, remove_device, directory), 0);
+	/* It has begun, and waits for us. */
+	snprintf(path, sizeof(path), "%s/vfio-dev", directory);
+	for (waits = 0; !access(path, F_OK) && waits < 1000; waits++)
+		usleep(1000);
+	VFIO_ASSERT_EQ(access(directory, F_OK), 0);
+	VFIO_ASSERT_NE(access(path, F_OK), 0);
+	check_edges();
+	middle = space->maps[1];
+	unmap(space, middle.iova, middle.size);
+	check_counters();
+	check_ends(&devices[0], middle);
+	detach();
+	pthread_join(thread, NULL);
+	VFIO_ASSERT_NE(access(directory, F_OK), 0);
+	check_counters();
+
+	write_file("/sys/bus/pci/rescan", "%d", 1);
+	snprintf(path, sizeof(path), "%s/driver_override", directory);
+	write_file(path, "vfio-pci", 0);
+	write_file("/sys/bus/pci/drivers_probe", devices[0].bdf, 0);
+	attach(space);
+	check_edges();
+	unmap(space, 0, 0);
+	detach();
+	ksft_test_result_pass("%s\n", test);
+}
+
 int main(int argc, char **argv)
 {
 	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
@@ -404,7 +542,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	ksft_print_header();
-	ksft_set_plan(10);
+	ksft_set_plan(16);
 	ksft_print_msg("seed %s, %s iterations\n", argv[1], argv[2]);
 	random_state = strtoull(argv[1], NULL, 0) ?: 1;
 	debug_pagealloc = getenv("DEBUG_PAGEALLOC");
@@ -430,6 +568,12 @@ int main(int argc, char **argv)
 	test_access();
 	test_half_page();
 	test_two_domains();
+	test_killed("vfio_type1v2_iommu", "killed_type1");
+	test_killed("iommufd", "killed_iommufd");
+	test_two_processes(&spaces[V2], "two_processes_type1");
+	test_two_processes(&spaces[IOAS0], "two_processes_iommufd");
+	test_removed(&spaces[V2], "removed_type1");
+	test_removed(&spaces[IOAS0], "removed_iommufd");
 	random_steps(strtoul(argv[2], NULL, 0));
 	ksft_test_result_pass("random\n");
 
