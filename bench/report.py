@@ -336,9 +336,16 @@ def native_differ(cells):
                if what in lines[0])
 
 
+def native_is_more(container, memory):
+    """Other containers and ways to unmap, which take long"""
+    return (container not in ("type1", "iommufd") or
+            re.match("(many|one|two|dirty|close|long)_", memory))
+
+
 def unsteady(work):
     print(",".join(":".join(key) for key, ops in native_raw(work).items()
-                   if max(map(native_differ, ops.values())) > 5))
+                   if max(map(native_differ, ops.values())) > 5
+                   and not native_is_more(*key[1:3])))
 
 
 def native(work, name):
@@ -551,8 +558,7 @@ def native_more(name, _before):
             longest = [cell.get(f"{kernel}_longest_us", 0) for kernel in KERNELS]
             for kernel, us in zip(KERNELS, longest):
                 worst[kernel] = max(worst.get(kernel, (0,)), (us, container, *key))
-            if container in ("type1", "iommufd") and not re.match(
-                    "(many|one|two|dirty|close|long)_", key[1]):
+            if not native_is_more(container, key[1]):
                 continue
             rows.append([container, key[1], size_text(key[2])]
                         + native_cells(found["map"][key][container])[:2] + native_cells(cell)
