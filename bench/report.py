@@ -470,7 +470,7 @@ def headline_table(name, before):
              "in_order": "4 KiB pages, contiguous", "scattered": "4 KiB pages, scattered",
              "hugetlb_2mb_off_by_page": "2 MiB pages, IOVA off by 4 KiB"}
     table = []
-    for memory in dict.fromkeys(r["memory"] for r in rows):
+    for memory in dict.fromkeys(r["memory"] for r in rows if short(r["memory"]) in words):
         size = int(cells["type1", memory]["bytes"]) >> 20
         line = [f"{size} MiB, {words[short(memory)]}"]
         for container in "type1", "iommufd":
