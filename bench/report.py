@@ -719,7 +719,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf(-o2)?(-scaling)?|native|lookup|clients)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf-o2(-scaling)?|native|lookup|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))
