@@ -11,7 +11,7 @@ needs = lib/packages --ask tree $(1)
 guest = $(call needs,build boot $(CROSS) $(1)) && tree/apply
 review = $(call needs,build text review $(1)) && tree/apply
 
-.PHONY: help bench scaling native profile clients readme test machines kunit stress faults \
+.PHONY: help bench scaling native latency profile clients readme test machines kunit stress faults \
 	test-each-patch test-each-part review review-arch review-clang tree export roundtrip range-diff parts mbox \
 	applies kernel boot packages lint clean
 
@@ -34,6 +34,12 @@ native: ## measure map, unmap and lookups in ns of this CPU, in User Mode Linux;
 	$(call guest,bench)
 	bench/native
 	bench/lookup
+	bench/report.py pages
+
+latency: ## measure other containers and ways to unmap, and how long nothing else runs; write results/
+	$(call guest,bench)
+	bench/latency um
+	bench/latency x86_64-vtd
 	bench/report.py pages
 
 profile: ## measure where the instructions of unmap go, write results/

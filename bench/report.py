@@ -326,6 +326,8 @@ def native_raw(work):
 
 def halves(lines, what):
     """Percent between the minima of the odd and of the even boots, as of two runs."""
+    if len(lines) == 1:
+        return 0
     two = [min(int(v[what]) for v in lines if int(v["run"]) % 2 == odd) for odd in (0, 1)]
     return (max(two) / max(min(two), 1) - 1) * 100
 
@@ -336,16 +338,9 @@ def native_differ(cells):
                if what in lines[0])
 
 
-def native_is_more(container, memory):
-    """Other containers and ways to unmap, which take long"""
-    return (container not in ("type1", "iommufd") or
-            re.match("(many|one|two|dirty|close|long)_", memory))
-
-
 def unsteady(work):
     print(",".join(":".join(key) for key, ops in native_raw(work).items()
-                   if max(map(native_differ, ops.values())) > 5
-                   and not native_is_more(*key[1:3])))
+                   if max(map(native_differ, ops.values())) > 5))
 
 
 def native(work, name):
@@ -382,7 +377,8 @@ def native(work, name):
                     line.append(f"{min(longest) / 1000:.1f}" if longest else "")
                 table.append(line)
     write_csv(name, work, [], columns, table)
-    plot(name)
+    if name == "um-native":
+        plot(name)
 
 
 # Tables
@@ -549,27 +545,27 @@ def native_table(name, before):
         head.split(";"), ["--"] * 2 + ["--:"] * 9, rows)
 
 
-def native_more(name, _before):
+def latency_table(name, before):
     """Other containers and ways to unmap, and how long nothing else could run."""
-    _, found = native_rows(name)
+    conditions, found = native_rows(name)
+    unit = "M instructions" if "instructions" in conditions["unit"] else "ms"
     rows, worst = [], {}
     for key, cells in found["unmap"].items():
         for container, cell in cells.items():
             longest = [cell.get(f"{kernel}_longest_us", 0) for kernel in KERNELS]
             for kernel, us in zip(KERNELS, longest):
                 worst[kernel] = max(worst.get(kernel, (0,)), (us, container, *key))
-            if not native_is_more(container, key[1]):
-                continue
             rows.append([container, key[1], size_text(key[2])]
                         + native_cells(found["map"][key][container])[:2] + native_cells(cell)
-                        + [f"{us:.0f}" for us in longest])
-    head = "container;memory;size;map, before;after;unmap, before;after;ratio;longest, before;after"
-    if not rows:
-        return ["Not recorded yet: `make native` does it."]
-    said = ["Longest of all rows: " + "; ".join(
-        f"{kernel} {us / 1000:.2f} ms ({form}, {container}, {memory}, {size_text(size)})"
-        for kernel, (us, container, form, memory, size) in worst.items()) + ".", ""]
-    return said + markdown(head.split(";"), ["--"] * 3 + ["--:"] * 7, rows)
+                        + [f"{us / 1000:.3f}" for us in longest])
+    head = ("container;memory;size;map, before;after;unmap, before;after;ratio;"
+            f"longest, {unit}, before;after")
+    said = [measured_with(conditions, name) + f" {conditions['host']}.", "",
+            "Longest of all rows: " + "; ".join(
+                f"{kernel} {us / 1000:.2f} {unit} ({container}, {memory}, {size_text(size)})"
+                for kernel, (us, container, _form, memory, size) in worst.items()) + ".", ""]
+    return stale(conditions, before) + said + markdown(
+        head.split(";"), ["--"] * 3 + ["--:"] * 7, rows)
 
 
 def native_headline(name, before):
@@ -678,7 +674,7 @@ def clients_headline(name, before):
 
 TABLES = {"results": results_table, "headline": headline_table, "profile": profile_table,
           "clients": clients_table, "clients_headline": clients_headline,
-          "native": native_table, "native_more": native_more,
+          "native": native_table, "latency": latency_table,
           "native_headline": native_headline, "lookup": lookup_table,
           "faults": faults_table, "parts": parts_table}
 
@@ -719,7 +715,7 @@ def current(machine):
     if not on_pinned_base():
         return  # it cannot be said
     old = [name for name in sorted(os.listdir(top + "/results"))
-           if re.fullmatch(rf"{machine}-(perf-o2(-scaling)?|native|lookup|clients)\.csv", name)
+           if re.fullmatch(rf"{machine}-(perf-o2(-scaling)?|native|latency|lookup|clients)\.csv", name)
            and stale(read_csv(name[:-4])[0], [])]
     if old:
         die("results/ is not of the series in linux/: " + " ".join(old))

@@ -1,6 +1,6 @@
 /*
- * init of a UML guest with the driver of native.patch: what VFIO type1 and iommufd need to map and
- * unmap a page, in ns, on each page table format, beside its bound. Prints a line
+ * init of a guest with the driver of native.patch: what VFIO type1 and iommufd need to map and unmap
+ * a page, in ns, on each page table format, beside its bound. Prints a line
  *
  *   native: format= container= memory= bytes= pages= runs= op= min= median= wall= longest= bound=
  *
@@ -9,8 +9,8 @@
  * translations against /proc/self/pagemap, pins against /proc/vmstat.
  *
  * MIB= (32) is the size of most rows, MAX_MIB= the end of the scaling rows, ROUNDS= (8) of each row,
- * ROWS= those to run, as FORMAT:CONTAINER:MEMORY:BYTES,... MORE=1 adds other containers and ways to
- * unmap, and long rows up to LONG_GIB=.
+ * ROWS= those to run, as FORMAT:CONTAINER:MEMORY:BYTES,... MORE=1 has other rows instead: other
+ * containers and ways to unmap, and long ones up to LONG_GIB=.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -39,18 +39,19 @@
 	ret_;								\
 })
 
-static void stop(void)
-{
-	fflush(stdout);
-	reboot(RB_POWER_OFF);
-	_exit(1);
-}
-
 static size_t number(const char *name, size_t value)
 {
 	const char *text = getenv(name);
 
 	return text ? strtoull(text, NULL, 0) : value;
+}
+
+static void stop(void)
+{
+	fflush(stdout);
+	/* QEMU ends at a reboot, and cannot be switched off without ACPI. */
+	reboot(number("REBOOT", 0) ? RB_AUTOBOOT : RB_POWER_OFF);
+	_exit(1);
 }
 
 /* In an order that is the same each time */
@@ -670,6 +671,7 @@ int main(void)
 {
 	size_t bytes = number("MIB", 32) << 20, small = 4 << 20, gib = 1UL << 30;
 	size_t max = number("MAX_MIB", 0) << 20, long_bytes = number("LONG_GIB", 0) * gib, more = number("MORE", 0);
+	size_t area = long_bytes < 64 * gib ? long_bytes : 64 * gib;
 	struct memory in_order, scattered, file, scattered_file, large, large_file, repeated;
 	/* as many as type1 allows */
 	const size_t many = 65535 * PAGE;
@@ -684,7 +686,7 @@ int main(void)
 	make_memory(&file, "memfd_in_order", bytes, 0, 1);
 	make_memory(&scattered_file, "memfd_scattered", bytes, 1, 1);
 	make_memory(&scattered, "scattered", bytes, 1, 0);
-	if (max > bytes && (asked("scaling") || (more && asked("long_"))))
+	if (max > bytes && asked(more ? "long_" : "scaling"))
 		make_memory(&large, "scattered", max, 1, 0);
 	else
 		large = scattered;
@@ -705,6 +707,8 @@ int main(void)
 		{ "in_order", &in_order, 0, bytes, 0, 1, OTHERS, RANGE, 0 },
 		{ "scattered", &scattered, 0, bytes, 0, 1, OTHERS, RANGE, 0 },
 		{ "large", &in_order, 0, bytes, 0, 0, OTHERS, RANGE, 0 },
+		{ "memfd_in_order", &file, 0, bytes, 0, 1, MAIN, RANGE, 0 },
+		{ "memfd_scattered", &scattered_file, 0, bytes, 0, 1, MAIN, RANGE, 0 },
 		{ "many_at_once", &scattered, 0, many, PAGE, 1, MAIN, RANGE, 0 },
 		{ "many_unmap_all", &scattered, 0, many, PAGE, 1, MAIN, ALL, 0 },
 		{ "many_one_by_one", &scattered, 0, many, PAGE, 1, MAIN, EACH, 0 },
@@ -718,32 +722,30 @@ int main(void)
 		{ "close_scattered", &scattered, 0, bytes, 0, 1, MAIN, CLOSE, 0 },
 	};
 
-	for (int format = 0; format < NATIVE_NR_FORMATS; format++)
+	for (int format = 0; !more && format < NATIVE_NR_FORMATS; format++)
 		run_all(of_each_format, format);
-	if (more)
-		run_all(of_vtdss, VTDSS);
 	/* from 64 KiB on */
-	for (size_t size = 64 << 10; size <= max; size *= 4) {
+	for (size_t size = 64 << 10; !more && size <= max; size *= 4) {
 		const struct row row = { "scaling", size > bytes ? &large : &scattered,
 					 0, size, 0, 1, MAIN, RANGE, 0 };
 
 		run_wanted(&row, VTDSS);
 	}
-	if (!more || !asked("long_"))
+	if (more)
+		run_all(of_vtdss, VTDSS);
+	if (!asked("long_"))
 		long_bytes = 0;
 	if (long_bytes) {
 		make_memory(&large_file, "large_file", large.bytes, 0, 1);
-		repeat_memory(&repeated, &large_file, 64 * gib);
+		repeat_memory(&repeated, &large_file, area);
 	}
-	for (size_t size = 64 * gib; size <= long_bytes; size *= 16) {
+	for (size_t size = area; long_bytes && size <= long_bytes; size *= 16) {
 		const struct row rows[] = {
-			{ "long_large", &repeated, 0, size, 64 * gib, 0, MAIN, RANGE, 0 },
-			{ "long_in_order", &repeated, 0, size, 64 * gib, 1, MAIN, RANGE, 0 },
+			{ "long_large", &repeated, 0, size, area, 0, MAIN, RANGE, 0 },
+			{ "long_in_order", &repeated, 0, size, area, 1, MAIN, RANGE, 0 },
 			{ "long_scattered", &large, 0, size, large.bytes, 1, MAIN, RANGE, 0 },
-			{ "long_close_in_order", &repeated, 0, size, 64 * gib, 1, MAIN, CLOSE, 0 },
-			{ "long_close_scattered", &large, 0, size, large.bytes, 1, MAIN, CLOSE, 0 },
-			{ "long_two_domains", &repeated, 0, size, 64 * gib, 1, MAIN, RANGE,
-			  OTHER_DEVICE },
+			{ "long_close_in_order", &repeated, 0, size, area, 1, MAIN, CLOSE, 0 },
+			{ "long_two_domains", &repeated, 0, size, area, 1, MAIN, RANGE, OTHER_DEVICE },
 		};
 
 		run_all(rows, VTDSS);
