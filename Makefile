@@ -2,7 +2,7 @@ MACHINE ?= x86_64-vtd
 VARIANT ?= test
 JOB ?= test
 # what is measured is never a test kernel
-PERF = $(or $(filter perf%,$(VARIANT)),perf)
+PERF = $(or $(filter perf%,$(VARIANT)),perf-o2)
 # as lib/lib.sh has it
 CACHE = $(or $(IOVA_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iova-to-phys-length)
 CROSS = $(filter arm64 riscv64 s390x,$(firstword $(subst -, ,$(MACHINE))))
@@ -18,7 +18,7 @@ review = $(call needs,build text review $(1)) && tree/apply
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 	@echo "KERNEL=/path: your own kernel tree as the base. MACHINE=: one of machines/."
-	@echo "VARIANT=perf-o2: measure kernels built with -O2. JOB=: one of guest/job-*, for make boot."
+	@echo "VARIANT=perf: measure kernels built with -Os, not -O2. JOB=: one of guest/job-*, for make boot."
 
 bench: ## build the plain and the patched kernel, measure both, print the table, write results/
 	$(call guest,bench)
