@@ -546,26 +546,27 @@ def native_table(name, before):
 
 
 def latency_table(name, before):
-    """Other containers and ways to unmap, and how long nothing else could run."""
+    """Other containers and ways to unmap, and how long nothing else could run, if it says so."""
     conditions, found = native_rows(name)
-    unit = "M instructions" if "instructions" in conditions["unit"] else "ms"
     rows, worst = [], {}
     for key, cells in found["unmap"].items():
         for container, cell in cells.items():
-            longest = [cell.get(f"{kernel}_longest_us", 0) for kernel in KERNELS]
-            for kernel, us in zip(KERNELS, longest):
-                worst[kernel] = max(worst.get(kernel, (0,)), (us, container, *key))
             rows.append([container, key[1], size_text(key[2])]
-                        + native_cells(found["map"][key][container])[:2] + native_cells(cell)
-                        + [f"{us / 1000:.3f}" for us in longest])
-    head = ("container;memory;size;map, before;after;unmap, before;after;ratio;"
-            f"longest, {unit}, before;after")
-    said = [measured_with(conditions, name) + f" {conditions['host']}.", "",
-            "Longest of all rows: " + "; ".join(
-                f"{kernel} {us / 1000:.2f} {unit} ({container}, {memory}, {size_text(size)})"
-                for kernel, (us, container, _form, memory, size) in worst.items()) + ".", ""]
+                        + native_cells(found["map"][key][container])[:2] + native_cells(cell))
+            for kernel in KERNELS:
+                if longest := cell.get(f"{kernel}_longest_us"):
+                    worst[kernel] = max(worst.get(kernel, (0,)), (longest, container, *key[1:]))
+                    rows[-1].append(f"{longest / 1000:.3f}")
+    head = "container;memory;size;map, before;after;unmap, before;after;ratio"
+    said = [measured_with(conditions, name) + f" {conditions['host']}.", ""]
+    if worst:
+        head += ";longest, ms, before;after"
+        said += ["Longest of all rows: " + "; ".join(
+            f"{kernel} {us / 1000:.2f} ms ({container}, {memory}, {size_text(size)})"
+            for kernel, (us, container, memory, size) in worst.items()) + ".", ""]
+    head = head.split(";")
     return stale(conditions, before) + said + markdown(
-        head.split(";"), ["--"] * 3 + ["--:"] * 7, rows)
+        head, ["--"] * 3 + ["--:"] * (len(head) - 3), rows)
 
 
 def native_headline(name, before):

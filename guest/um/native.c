@@ -399,9 +399,15 @@ static int compare(const void *a, const void *b)
 
 static void count_pins(long *acquired, long *released)
 {
+	/* With SMP these are sums of counters of each CPU, which lag behind. */
+	FILE *file = fopen("/proc/sys/vm/stat_refresh", "r");
 	char line[128];
-	FILE *file = fopen("/proc/vmstat", "r");
 
+	if (file) {
+		fgetc(file);
+		fclose(file);
+	}
+	file = fopen("/proc/vmstat", "r");
 	while (file && fgets(line, sizeof(line), file)) {
 		sscanf(line, "nr_foll_pin_acquired %ld", acquired);
 		sscanf(line, "nr_foll_pin_released %ld", released);
