@@ -59,7 +59,7 @@ test: ## build and run all tests; ends with "N passed, N failed" (MACHINE=: thos
 	$(call guest,text $(if $(filter file,$(origin MACHINE)),arm64))
 	tests/run
 
-machines: ## the guest tests on every machine of machines/; ends with a table (hours)
+machines: ## the guest tests on every machine with known results; ends with a table (hours)
 	$(call needs,build boot arm64 riscv64 s390x) && tree/apply
 	tests/machines
 
