@@ -393,7 +393,8 @@ def markdown(head, align, rows):
 
 def code(revision, machine):
     """A hash of what REVISION changes in a kernel of MACHINE. A comment changes nothing."""
-    out = r"(Documentation|drivers/iommu/tests)/|.*(kunit|selftests|debug-pagealloc)[^/]*$|MAINTAINERS"
+    out = r"(Documentation|drivers/iommu/tests|tools/testing/selftests/iommu)/|MAINTAINERS"
+    out += r"|.*(kunit|selftests|debug-pagealloc)[^/]*$"
     # No machine is a SoC with these.
     out += "|drivers/iommu/(apple|exynos|fsl|ipmmu|msm|mtk|omap|rockchip|sprd|sun50i|tegra|vsi)"
     if not machine.startswith("arm64"):
