@@ -39,7 +39,7 @@ native_kernel() {
 	[ "$2" = base ] || which=HEAD
 	# A header that changes would have all be compiled.
 	[ "$machine" = um ] || only=(--include='drivers/*' --include='kernel/*')
-	commit=$(patched "$which" "The driver of bench/native" "${only[@]}" "$top/guest/um/native.patch") ||
+	commit=$(native_commit "$which" "${only[@]}") ||
 		die "guest/um/native.patch does not apply to $2"
 	dir=$("$top/vm/kernel" "$machine" "$1" "$commit") || die "no kernel to boot"
 	[ "$(grep -c " $symbol\$" "$dir/System.map")" = $((${#2} == 6)) ] || die "$dir is not a $2 kernel: $symbol"
@@ -53,8 +53,7 @@ native_initramfs() {
 	for header in linux/vfio linux/iommufd; do
 		"${git[@]}" show "HEAD:include/uapi/$header.h" >"$1/include/$header.h"
 	done
-	"${git[@]}" show "$(patched HEAD "The driver of bench/native" "$top/guest/um/native.patch"):drivers/vfio/native.h" \
-		>"$1/include/native.h"
+	"${git[@]}" show "$(native_commit HEAD):drivers/vfio/native.h" >"$1/include/native.h"
 	gcc -O2 -static -Wall -Wextra -Werror '-D__counted_by(x)=' -D__user= -I "$1/include" \
 		-o "$1/root/init" "$top/guest/um/native.c"
 	(cd "$1/root" && cpio -o -H newc -R 0:0 --quiet <<<init) >"$1/initramfs"

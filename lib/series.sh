@@ -146,3 +146,6 @@ patched() {
 	rm -f "$index"
 	return "$rc"
 }
+
+# native_commit COMMIT [GIT-APPLY-OPTION...]: COMMIT with the driver of guest/um/native.patch
+native_commit() { patched "$1" "The driver of bench/native" "${@:2}" "$top/guest/um/native.patch"; }
