@@ -102,9 +102,6 @@ def bench(work, name):
     for what in "map_insn", "unmap_insn":
         columns += [what + "_base", what + "_series", what + "_ratio"]
     columns += "map_again_insn_base map_again_insn_series lookups_base lookups_series".split()
-    get_pa = any("get_pa_ns_median" in r["base", "exact"] for r in rows.values())
-    if get_pa:
-        columns += "get_pa_insn_base get_pa_insn_series get_pa_insn_ratio".split()
     table = []
     for key, row in rows.items():
         def both(clock, value):
@@ -116,8 +113,6 @@ def bench(work, name):
         line = list(key) + both("exact", "runs") + compared("first", "map")
         line += compared("exact", "unmap") + both("exact", "map_ns_median")
         line += both("lookups", "count")
-        if get_pa:
-            line += compared("exact", "get_pa")
         table.append(line)
     write_csv(name, work, [], columns, table)
 
@@ -444,7 +439,6 @@ def results_table(name, before):
     conditions, rows = read_csv(name)
     head = ["container", "memory", "MiB", "runs", "map, before", "after", "unmap, before", "after",
             "ratio", "lookups, before", "after"]
-    get_pa = "get_pa_insn_base" in rows[0]
     table = []
     for r in rows:
         runs = ", ".join(dict.fromkeys([r["runs_base"], r["runs_series"]]))
@@ -452,11 +446,7 @@ def results_table(name, before):
         line += [million(r[f"map_insn_{k}"]) for k in KERNELS]
         line += [million(r[f"unmap_insn_{k}"]) for k in KERNELS] + [f"**{r['unmap_insn_ratio']}**"]
         line += [r[f"lookups_{k}"] for k in KERNELS]
-        if get_pa:
-            line += [million(r[f"get_pa_insn_{k}"]) for k in KERNELS] + [r["get_pa_insn_ratio"]]
         table.append(line)
-    if get_pa:
-        head += ["GET_PA, before", "after", "ratio"]
     return stale(conditions, before) + [measured_with(conditions, name), ""] + markdown(
         head, ["--", "--"] + ["--:"] * (len(head) - 2), table)
 
