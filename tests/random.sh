@@ -30,7 +30,7 @@ random_operations() {
 				name=${limits:+limit-$limit/}fail-$fail/seed-$seed
 				log=$test_name-${name//\//-}
 				run_logged "$log" timeout --foreground --kill-after=10 \
-					"${TIMEOUT:-$((60 + operations / 2500))}" "$kernel/image" \
+					"${TIMEOUT:-$((60 + operations / 1000))}" "$kernel/image" \
 					mem=256M initrd="$work/initramfs" rdinit=/init panic=-1 \
 					con=null con0=fd:0,fd:1 seccomp=auto loglevel=5 uml_dir="$work" \
 					vfio_iommu_type1.allow_unsafe_interrupts=1 OPERATIONS="$operations" \
