@@ -33,6 +33,9 @@ start_run() {
 	} >"$work/conditions"
 }
 
+# pair_order NUMBER: base and series, in the other order in every second pair
+pair_order() { if (($1 % 2)); then echo base series; else echo series base; fi; }
+
 # native_kernel VARIANT base|series: with the driver of bench/native, prints its directory
 native_kernel() {
 	local which=$2 commit dir symbol=iommu_iova_to_phys_runs only=()

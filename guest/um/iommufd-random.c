@@ -1286,10 +1286,7 @@ static void check_all_pins(void)
 	check_pins("after a success");
 }
 
-static const struct {
-	void (*run)(void);
-	int weight;
-} operations[] = {
+static const struct operation operations[] = {
 	{ map, 15 },	      { copy, 18 },	     { unmap, 13 },	  { pin, 14 },
 	{ unpin, 8 },	      { read_or_write, 14 }, { check_map, 8 },	  { check_refs, 6 },
 	{ change_access, 2 }, { change_device, 2 },  { change_limit, 1 },    { change_memlock, 2 },
@@ -1346,7 +1343,6 @@ static void close_all(bool orderly)
 static void episode(uint64_t end)
 {
 	size_t granule = one_in(16) ? 8 : one_in(2) ? MOCK_PAGE_SIZE : PAGE;
-	int sum = 0;
 
 	iommufd = open("/dev/iommu", O_RDWR);
 	if (iommufd < 0)
@@ -1375,19 +1371,11 @@ static void episode(uint64_t end)
 	}
 	if (!one_in(4))
 		new_device(some_ioas());
-	for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
-		sum += operations[i].weight;
 	while (operation < end && !failed) {
-		int n = rnd(sum);
-		size_t i = 0;
-
-		while (n >= operations[i].weight)
-			n -= operations[i++].weight;
-		operations[i].run();
+		run_some(operations, ARRAY_SIZE(operations));
 		if (one_in(500))
 			change_ioas();
-		if (one_in(16)) /* a call costs more than most operations */
-			read_kmsg();
+		sometimes_read_kmsg();
 	}
 	close_all(one_in(2));
 }

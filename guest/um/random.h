@@ -303,14 +303,38 @@ static void start_random(void)
 		die("start: pages are pinned already");
 }
 
+struct operation {
+	void (*run)(void);
+	int weight;
+};
+
+/* One of them, as often as its weight says */
+static void run_some(const struct operation *operations, size_t n)
+{
+	int sum = 0, left;
+
+	for (size_t i = 0; i < n; i++)
+		sum += operations[i].weight;
+	left = rnd(sum);
+	while (left >= operations->weight)
+		left -= operations++->weight;
+	operations->run();
+}
+
+/* A call costs more than most operations. */
+static void sometimes_read_kmsg(void)
+{
+	if (one_in(16))
+		read_kmsg();
+}
+
 /* Episodes until there are OPERATIONS; what an episode has opened it closes, and no pin may be left. */
 static int run_episodes(void (*episode)(uint64_t end))
 {
 	uint64_t wanted = setting("OPERATIONS"), episodes = 0;
 	bool keep_going = setting("KEEP_GOING"), bad = false;
-	double start;
+	double start = now();
 
-	start = now();
 	for (; operation < wanted && (!bad || keep_going); episodes++) {
 		unsigned long left;
 		uint64_t end;

@@ -110,12 +110,6 @@ static void remove_dma(struct container *container, struct dma *dma)
 	free(dma);
 }
 
-static void remove_all(struct container *container)
-{
-	while (container->ndmas)
-		remove_dma(container, container->dmas[0]);
-}
-
 static uint8_t *reserved_start(void)
 {
 	return region[MEMFD] + REGION - RESERVED;
@@ -145,31 +139,33 @@ static unsigned long nr_external(const struct dma *dma)
 	return n;
 }
 
-/* A page is accounted for once. */
-static unsigned long nr_accounted(void)
+/* What is mapped, and what else or, with both, what also the device without an IOMMU has pinned */
+static unsigned long count_pages(bool both)
 {
 	unsigned long n = 0;
 
-	for (int i = 0; i < NR_CONTAINERS; i++)
+	for (int i = 0; i < NR_CONTAINERS; i++) {
 		for (int j = 0; j < containers[i].ndmas; j++) {
 			const struct dma *dma = containers[i].dmas[j];
 
-			n += dma->mapped ? nr_pages(dma) : nr_external(dma);
+			if (dma->mapped)
+				n += nr_pages(dma);
+			if (!dma->mapped || both)
+				n += nr_external(dma);
 		}
+	}
 	return n;
 }
 
 static unsigned long nr_pinned(void)
 {
-	unsigned long n = 0;
+	return count_pages(true);
+}
 
-	for (int i = 0; i < NR_CONTAINERS; i++)
-		for (int j = 0; j < containers[i].ndmas; j++) {
-			const struct dma *dma = containers[i].dmas[j];
-
-			n += (dma->mapped ? nr_pages(dma) : 0) + nr_external(dma);
-		}
-	return n;
+/* A page is accounted for once. */
+static unsigned long nr_accounted(void)
+{
+	return count_pages(false);
 }
 
 static void check_counters(const char *when)
@@ -203,7 +199,6 @@ static void note_pages(struct dma *dma)
 		dma->phys[i] = is_reserved(va) ? RESERVED_PHYS + (va - reserved_start()) :
 						 (dma->phys[i] & ((1UL << 55) - 1)) * PAGE;
 	}
-	dma->mapped = true;
 }
 
 /* ---- operations ---- */
@@ -334,7 +329,6 @@ static void map(void)
 	} else if (one_in(2)) {
 		/* where large leaves fit */
 		note_pages(dma);
-		dma->mapped = false;
 		dma->iova = window + dma->phys[0] % (2 * MIB);
 	}
 	if (dma->iova + dma->size - 1 < dma->iova) {
@@ -358,6 +352,7 @@ static void map(void)
 	add_dma(container, dma);
 	if (!nr_domains(container))
 		return;
+	dma->mapped = true;
 	note_pages(dma);
 	check_ranges(container, dma->iova, dma->size);
 }
@@ -387,8 +382,10 @@ static bool any_pinned(const struct container *container, uint64_t iova, uint64_
 	for (int i = 0; i < container->ndmas; i++) {
 		const struct dma *dma = container->dmas[i];
 
+		if (dma->iova > last || last_of(dma) < iova)
+			continue;
 		for (size_t j = 0; j < dma->size / PAGE; j++)
-			if (dma->iova <= last && last_of(dma) >= iova && dma->pins[j])
+			if (dma->pins[j])
 				return true;
 	}
 	return false;
@@ -568,16 +565,18 @@ static void attach(struct group *group)
 		return;
 	domains_made++;
 	for (int i = 0; i < container->ndmas; i++) {
-		if (!container->dmas[i]->mapped)
-			note_pages(container->dmas[i]);
-		check_range(group, container->dmas[i]->iova, container->dmas[i]->size);
+		struct dma *dma = container->dmas[i];
+
+		if (!dma->mapped)
+			note_pages(dma);
+		dma->mapped = true;
+		check_range(group, dma->iova, dma->size);
 	}
 }
 
 static void detach(struct group *group)
 {
 	struct container *container = group->container;
-	int left = has(container, access_group);
 
 	operation++;
 	while (group == access_group && npinned)
@@ -585,13 +584,15 @@ static void detach(struct group *group)
 	close(group->device);
 	check("GROUP_UNSET_CONTAINER", plain_call(group->fd, VFIO_GROUP_UNSET_CONTAINER, NULL), 0);
 	group->container = NULL;
-	left = has(container, access_group) + nr_domains(container);
-	if (!left) {
-		remove_all(container);
-		container->type = 0;
-	}
-	for (int i = 0; !nr_domains(container) && i < container->ndmas; i++)
+	if (nr_domains(container))
+		return;
+	for (int i = 0; i < container->ndmas; i++)
 		container->dmas[i]->mapped = false;
+	if (has(container, access_group))
+		return;
+	while (container->ndmas)
+		remove_dma(container, container->dmas[0]);
+	container->type = 0;
 }
 
 static void change_group(void)
@@ -630,10 +631,7 @@ static void check_all_counters(void)
 	check_counters("after a success");
 }
 
-static const struct {
-	void (*run)(void);
-	int weight;
-} operations[] = {
+static const struct operation operations[] = {
 	{ map, 30 },	      { unmap, 20 },	     { pin, 6 },	 { unpin, 4 },
 	{ change_group, 3 },  { check_dma, 8 },	     { replace_memory, 1 }, { change_memlock, 1 },
 	{ check_all_counters, 4 },
@@ -657,8 +655,6 @@ static void close_all(void)
 
 static void episode(uint64_t end)
 {
-	int sum = 0;
-
 	set_privilege(!one_in(8));
 	set_memlock(UNLIMITED);
 	for (int i = 0; i < NR_CONTAINERS; i++) {
@@ -667,20 +663,12 @@ static void episode(uint64_t end)
 			die("open /dev/vfio/vfio");
 	}
 	attach(&groups[rnd(ARRAY_SIZE(groups))]);
-	for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
-		sum += operations[i].weight;
 	while (operation < end && !failed) {
-		int n = rnd(sum);
-		size_t i = 0;
-
-		while (n >= operations[i].weight)
-			n -= operations[i++].weight;
-		operations[i].run();
+		run_some(operations, ARRAY_SIZE(operations));
 		/* Without a group nothing else is an operation. */
 		if (!containers[0].type && !containers[1].type)
 			change_group();
-		if (one_in(16)) /* a call costs more than most operations */
-			read_kmsg();
+		sometimes_read_kmsg();
 	}
 	close_all();
 }
