@@ -7,6 +7,7 @@
        bench/report.py pages [--check]                     write or compare what pages show of it
        bench/report.py code MACHINE                        a hash of what can be in its kernel
        bench/report.py current MACHINE                     is what was recorded of this series?
+       bench/report.py brief MACHINE                       its extreme ratios, its IOTLB commands
 
 Raw results in, CSV out; from the CSV, the tables of pages and the plot. In a page each
 "<!-- KIND: NAME -->" is followed by generated lines, up to "<!-- end of ... -->".
@@ -715,6 +716,20 @@ def current(machine):
         die("results/ is not of the series in linux/: " + " ".join(old))
 
 
+def brief(machine):
+    """The least and the greatest ratio of unmap; the IOTLB commands of all rows."""
+    name, ratios, commands = machine + "-perf-o2", "", ""
+    if os.path.exists(f"{top}/results/{name}.csv"):
+        conditions, rows = read_csv(name)
+        values = [float(row["unmap_insn_ratio"]) for row in rows]
+        ratios = f"{min(values):.2f}-{max(values):.0f}{' stale' if stale(conditions, []) else ''}"
+    if os.path.exists(f"{top}/results/{name}-profile.csv"):
+        rows = read_csv(name + "-profile")[1]
+        commands = "-".join(str(sum(int(row["invalidations"]) for row in rows if row["kernel"] == k))
+                            for k in KERNELS)
+    print(ratios, commands, sep="\n")
+
+
 def plot(name):
     """Unmap against its size: guest instructions or, of bench/native, ns a page"""
     if name.endswith("-native"):
@@ -820,6 +835,7 @@ def main(arguments):
     commands = {"bench": (bench, 2), "scaling": (scaling, 2), "profile": (profile, 2),
                 "clients": (clients, 2), "lookup": (lookup, 2), "native": (native, 2),
                 "unsteady": (unsteady, 1), "plot": (plot, 1), "current": (current, 1),
+                "brief": (brief, 1),
                 "code": (lambda machine: print(code("HEAD", machine)), 1),
                 "show": (lambda name: print("\n".join(text_table(name, []))), 1),
                 "pages": (lambda check=None: pages(check), 0)}
